@@ -1,0 +1,1 @@
+"""The teacher's pass: from shards to a sealed store."""

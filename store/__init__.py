@@ -1,0 +1,1 @@
+"""The signal store: the only room that knows Zarr, codecs and manifests."""

@@ -1,0 +1,1 @@
+"""The student: join, losses, recipes, trainer. Never loads a teacher."""
