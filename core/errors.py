@@ -28,7 +28,9 @@ class CdistError(Exception):
             lines.append(f"  remedy: {self.remedy}")
         return "\n".join(lines)
 
-    def __reduce__(self) -> tuple:  # keyword-only arguments would be lost between loader workers and the trainer
+    def __reduce__(
+        self,
+    ) -> tuple:  # keyword-only arguments would be lost between loader workers and the trainer
         return _rebuild, (type(self), self.what, self.where, self.remedy)
 
 

@@ -1,0 +1,120 @@
+"""Recipes: what each stage trains, with which losses and weights; YAML files checked field by field."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from compodistill.errors import UsageError
+
+STAGES = ("dpt", "dft", "sft")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Losses(_Strict):
+    """Weights of the loss terms; 0 leaves a term out.
+
+    Attributes:
+        lm: cross entropy of the supervised tokens.
+        kl: KL(teacher || student) at the supervised tokens.
+        attention: 1 - cosine of the visual-attention slices, mean over rows, groups and samples.
+    """
+
+    lm: float = Field(1.0, ge=0)
+    kl: float = Field(0.0, ge=0)
+    attention: float = Field(0.0, ge=0)
+
+
+class Stage(_Strict):
+    """One training stage.
+
+    Attributes:
+        train: the parts that learn, of `adapter` and `llm`.
+        epochs, max_steps: how long; max_steps, where positive, wins.
+        tail: what the KL does with the mass outside the kept logits: one more class (`bucket`, a lower bound
+            of the full KL) or none (`renormalise`, both sides scaled to the kept ids).
+    """
+
+    train: list[Literal["adapter", "llm"]] = Field(min_length=1)
+    losses: Losses = Losses()
+    tail: Literal["bucket", "renormalise"] = "bucket"
+    temperature: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int = -1
+    batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    scheduler: str = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Recipe(_Strict):
+    """A recipe: the student's shape, its stages, and how the run behaves."""
+
+    name: str
+    adapter: Literal["fetched", "own"] = "fetched"
+    stages: dict[Literal["dpt", "dft", "sft"], Stage] = Field(min_length=1)
+    seed: int = 0
+    max_length: int | None = None
+    workers: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    bf16: bool = False
+    report_to: list[str] = []
+
+    def signals(self, stage: str) -> set[str]:
+        """The signals the losses of a stage read from the store."""
+        losses = self.stages[stage].losses  # type: ignore[index]
+        return {name for name, weight in (("logits", losses.kl), ("attention", losses.attention)) if weight > 0}
+
+
+def builtin() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in (files("compodistill.train") / "recipes").iterdir())
+
+
+def load_recipe(name: str, config: Path | None = None, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by name or path, lay a config file and `a.b=c` overrides over it, and check every field.
+
+    Raises:
+        UsageError: no such recipe, unreadable YAML, an unknown key or a value out of range; names the key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else files("compodistill.train") / "recipes" / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"no recipe {name!r}", remedy=f"one of {', '.join(builtin())}, or the path of a YAML file")
+    merged = _yaml(Path(str(path)))
+    try:
+        if config is not None:
+            merged = OmegaConf.merge(merged, _yaml(config))
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides or [])))
+        plain: Any = OmegaConf.to_container(
+            merged, resolve=False
+        )  # no interpolation: a config reads nothing but itself
+        return Recipe.model_validate(plain)
+    except ValidationError as e:
+        faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in e.errors()]
+        raise UsageError("the recipe is not valid: " + "; ".join(faults), where=str(name)) from e
+    except OmegaConfBaseException as e:
+        raise UsageError(f"the overrides cannot be read: {e}", where=" ".join(overrides or [])) from e
+
+
+def _yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"no config file at {path}")
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError) as e:
+        raise UsageError(f"not readable as YAML: {e}", where=str(path)) from e
+    if not OmegaConf.is_dict(loaded):
+        raise UsageError("a recipe is a YAML mapping", where=str(path))
+    return loaded

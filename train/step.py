@@ -1,0 +1,122 @@
+"""One distillation step: forward once, tap what the stage's losses need, weigh the terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compodistill.attention import tap_attention
+from compodistill.errors import MismatchError
+from compodistill.groups import layer_groups, understanding_layers
+from compodistill.models import logits_at
+from compodistill.train.losses import attention_cosine, language_model_loss, topk_kl
+from compodistill.train.recipes import Stage
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which student layers are aligned with what in the store.
+
+    Attributes:
+        layers: the student's understanding layers, k of them.
+        windows: for each of them the slice (first, last) of the stored groups whose mean is its target.
+    """
+
+    layers: list[int]
+    windows: list[tuple[int, int]]
+
+    def targets(self, stored_GQV: torch.Tensor) -> torch.Tensor:
+        """(k, Q, V): the target of each student layer from the stored groups."""
+        return torch.stack([stored_GQV[first : last + 1].mean(0) for first, last in self.windows])
+
+
+def match(student_layers: int, groups: Sequence[tuple[int, int]], per_layer: bool) -> Matching:
+    """Match a student of a given depth with the groups of a store.
+
+    Raises:
+        MismatchError: the store was grouped for a student of another depth.
+    """
+    layers = list(understanding_layers(student_layers))
+    if per_layer:
+        return Matching(layers, layer_groups(range(len(groups)), len(layers)))
+    if len(groups) != len(layers):
+        raise MismatchError(
+            f"the store's attention is grouped for {len(groups)} student layers, but this student of "
+            f"{student_layers} layers has {len(layers)} understanding layers",
+            remedy=f"precompute with --student-layers {student_layers}, or with --per-layer for students of any depth",
+        )
+    return Matching(layers, [(g, g) for g in range(len(groups))])
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch is trained towards; lists have one entry a sample.
+
+    Attributes:
+        positions: (A,) int64, where the predicting logits stand: supervised positions - 1.
+        labels_A: the supervised tokens of the whole batch, int64.
+        ids_AK, logprobs_AK: the teacher's top-k of the whole batch; None where no loss reads it.
+        attention: stored (G, Q, V) float32 slices; None where no loss reads them.
+        rows, columns: (Q,) kept queries and (V,) visual positions of the slices.
+    """
+
+    positions: list[torch.Tensor]
+    labels_A: torch.Tensor
+    ids_AK: torch.Tensor | None = None
+    logprobs_AK: torch.Tensor | None = None
+    attention: list[torch.Tensor] | None = None
+    rows: list[torch.Tensor] | None = None
+    columns: list[torch.Tensor] | None = None
+
+
+def step_losses(
+    forward: nn.Module,
+    student: PreTrainedModel,
+    inputs: dict[str, Any],
+    targets: Targets,
+    stage: Stage,
+    matching: Matching,
+) -> dict[str, torch.Tensor]:
+    """The unweighted loss terms of a batch, those with a weight in the stage, and `total`, their weighted sum.
+
+    Args:
+        forward: what is called (the student itself, or its DDP / FSDP wrapper).
+        student: the module the taps are set on.
+
+    Returns:
+        Scalars by name; `attention` is 1 - mean cosine over samples with visual tokens.
+    """
+    weights = stage.losses
+    with ExitStack() as stack:
+        stack.enter_context(logits_at(student, targets.positions))
+        tap = None
+        if weights.attention > 0:
+            assert targets.rows is not None
+            assert targets.columns is not None
+            tap = stack.enter_context(tap_attention(student, matching.layers, targets.rows, targets.columns))
+        logits_AC = forward(**inputs, use_cache=False).logits[0]
+    terms = {}
+    if weights.lm > 0:
+        terms["lm"] = language_model_loss(logits_AC, targets.labels_A)
+    if weights.kl > 0:
+        assert targets.ids_AK is not None
+        assert targets.logprobs_AK is not None
+        terms["kl"] = topk_kl(
+            logits_AC, targets.ids_AK, targets.logprobs_AK, tail=stage.tail, temperature=stage.temperature
+        )
+    if tap is not None:
+        assert targets.attention is not None
+        cosines = [
+            attention_cosine(matching.targets(stored), torch.stack([tap.slices[i][b] for i in matching.layers]))
+            for b, stored in enumerate(targets.attention)
+            if stored.shape[-1] > 0
+        ]
+        terms["attention"] = 1 - torch.stack(cosines).mean() if cosines else logits_AC.new_zeros(())
+    total = sum(getattr(weights, name) * term for name, term in terms.items())
+    return {**terms, "total": torch.as_tensor(total)}
