@@ -43,6 +43,10 @@ class Tap:
         self._modules, self._rows, self._columns = modules, rows, columns
         self.slices: dict[int, list[torch.Tensor]] = {}
 
+    def wants(self, module: torch.nn.Module) -> bool:
+        """Whether this attention module is one of the tapped layers."""
+        return module in self._modules
+
     def take(
         self,
         module: torch.nn.Module,
@@ -51,14 +55,14 @@ class Tap:
         mask: torch.Tensor | None,
         scale: float,
         causal: bool,
+        lse_BHT: torch.Tensor | None = None,
     ) -> None:
-        layer = self._modules.get(module)
-        if layer is None:
-            return
-        self.slices[layer] = [
-            visual_slice(query[b], key[b], _mask_of(mask, b), rows, columns, scale, causal)
-            for b, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True))
-        ]
+        """Compute the slices of one layer; with the kernel's log-sum-exp no second softmax is needed."""
+        slices = []
+        for b, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True)):
+            args = (query[b], key[b], _mask_of(mask, b), rows, columns, scale, causal)
+            slices.append(visual_slice(*args) if lse_BHT is None else slice_from_lse(*args, lse_BHT[b]))
+        self.slices[self._modules[module]] = slices
 
 
 @contextmanager
@@ -144,6 +148,40 @@ def _slice_of_rows(
     return scores.softmax(-1)[..., columns_V].mean((0, 1))
 
 
+def slice_from_lse(
+    query_HTE: torch.Tensor,
+    key_HTE: torch.Tensor,
+    mask_TT: torch.Tensor | None,
+    rows_Q: torch.Tensor,
+    columns_V: torch.Tensor,
+    scale: float,
+    causal: bool,
+    lse_HT: torch.Tensor,
+) -> torch.Tensor:
+    """As `visual_slice`, without gradients, from the log-sum-exp over all keys: exp(q k^T * scale - lse)."""
+    n_heads, per_key_head = query_HTE.shape[0], query_HTE.shape[0] // key_HTE.shape[0]
+    keys_HVE = key_HTE[:, columns_V].float()
+    out_QV = torch.zeros(len(rows_Q), len(columns_V))
+    for start in range(0, len(rows_Q), QUERY_CHUNK):
+        rows = rows_Q[start : start + QUERY_CHUNK]
+        total = out_QV[start : start + QUERY_CHUNK]
+        query = query_HTE[:, rows].float()
+        bias_QV = None
+        if mask_TT is not None and mask_TT.dtype != torch.bool:
+            bias_QV = mask_TT[rows][:, columns_V].float()
+        for h in range(n_heads):
+            scores = torch.addmm(
+                lse_HT[h, rows, None].float(), query[h], keys_HVE[h // per_key_head].T, beta=-1, alpha=scale
+            )
+            total += (scores if bias_QV is None else scores.add_(bias_QV)).exp_()
+        total /= n_heads
+        if mask_TT is not None and mask_TT.dtype == torch.bool:
+            total.masked_fill_(~mask_TT[rows][:, columns_V], 0)
+        elif mask_TT is None and causal:
+            total.masked_fill_(columns_V > rows[:, None], 0)
+    return out_QV
+
+
 def _mask_of(mask: torch.Tensor | None, b: int) -> torch.Tensor | None:
     return None if mask is None else mask[b if mask.shape[0] > 1 else 0, 0]
 
@@ -159,12 +197,38 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: SDPA, and the open tap's slices."""
     tap = _open_tap
-    if tap is not None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        tap.take(module, query, key, attention_mask, scale, causal)
+    if tap is None or not tap.wants(module):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if _has_log_sum_exp(query, key, value, attention_mask, kwargs):
+        mask = attention_mask
+        if mask is not None and mask.dtype == torch.bool:  # the kernel takes additive masks of the query's dtype only
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, mask is None and causal, attn_mask=mask, scale=scale
+        )
+        tap.take(module, query, key, attention_mask, scale, causal, lse)
+        return output.transpose(1, 2).contiguous(), None
+    tap.take(module, query, key, attention_mask, scale, causal)
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _has_log_sum_exp(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any]
+) -> bool:
+    """Whether the fused CPU kernel, which returns the log-sum-exp of each row, computes what SDPA would."""
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    plain = not kwargs.get("dropout") and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
+    return (
+        plain
+        and not needs_grad
+        and query.device.type == "cpu"
+        and query.shape[2] == key.shape[2]
+        and query.shape[-1] == value.shape[-1]
+        and (mask is None or mask.dim() == 4)
+    )
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

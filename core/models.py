@@ -26,6 +26,7 @@ VISION_FILE = "vision.safetensors"  # among a store's teacher files: vision towe
 # model type -> where its vision-to-LLM module (adapter, projector, connector, merger) hangs
 PROJECTORS = {
     "llava": "model.multi_modal_projector",
+    "cdist_llava": "model.multi_modal_projector",  # our students; registered by compodistill.train.student
     "llava_next": "model.multi_modal_projector",
     "llava_onevision": "model.multi_modal_projector",
     "internvl": "model.multi_modal_projector",

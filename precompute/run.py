@@ -51,11 +51,13 @@ def precompute(
     store_url: str,
     options: PassOptions,
     on_sample: Callable[[Path, int], None] = lambda shard, tokens: None,
+    on_finished: Callable[[Path], None] = lambda shard: None,
 ) -> None:
     """Run the teacher over all shards and seal the store; what is finished already is not done again.
 
     Args:
         on_sample: called after each sample with its shard and number of tokens.
+        on_finished: called for each shard that needed no work.
 
     Raises:
         UsageError, DataError, MismatchError, StoreError: see `load_model`, `iter_shard`, `create_store`.
@@ -72,6 +74,7 @@ def precompute(
         writer.add_teacher_files(Path(files))
     for shard, digest in zip(shards, digests, strict=True):
         if writer.finished(digest):
+            on_finished(shard)
             continue
         with writer.fragment(shard.name, digest) as fragment:
             n = 0

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from transformers.trainer_callback import PrinterCallback
 
 from compodistill.errors import UsageError
-from compodistill.models import load_processor, pad_token_id
+from compodistill.models import load_model, load_processor, pad_token_id
 from compodistill.store.reader import Store
 from compodistill.train.join import Collator, JoinedDataset
 from compodistill.train.recipes import STAGES, Recipe
 from compodistill.train.step import match
-from compodistill.train.student import Student, freeze_all_but, load_student
+from compodistill.train.student import Student, freeze_all_but
 from compodistill.train.trainer import DistilTrainer
 
 LOG_FILE = "training_log.json"
@@ -64,7 +64,8 @@ def train(
     if before:
         if not (out / before[-1] / "config.json").is_file():
             raise UsageError(f"stage {wanted[0]} goes on from {before[-1]}, which is not in {out}")
-        student, processor = load_student(out / before[-1])
+        loaded = load_model(out / before[-1])
+        student, processor = loaded.model, loaded.processor
     else:
         student = Student.from_store(store, llm, adapter=recipe.adapter, seed=recipe.seed)
         processor = load_processor(store.teacher_dir())
@@ -93,6 +94,7 @@ def _train_stage(
     try:
         arguments = TrainingArguments(
             output_dir=str(work),
+            run_name=f"{recipe.name} {name}",
             num_train_epochs=stage.epochs,
             max_steps=stage.max_steps,
             per_device_train_batch_size=stage.batch_size,

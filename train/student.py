@@ -106,21 +106,6 @@ class Student:
         return student
 
 
-def load_student(path: Path) -> tuple[PreTrainedModel, Any]:
-    """A student saved by an earlier stage, and its processor.
-
-    Raises:
-        UsageError: no model there, or a checkpoint that does not fit it.
-    """
-    load_config(path)
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
-    refuse_incomplete(info, path)
-    use_tappable_attention(model)
-    return model, load_processor(path)
-
-
 def trainable_parts(student: PreTrainedModel) -> dict[str, list[nn.Module]]:
     """The modules a recipe's `train` list can name: `adapter` and `llm`."""
     projector = student.model.multi_modal_projector

@@ -1,0 +1,117 @@
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from tiny import llava_processor, samples, save_llava, text_config, tokenizer
+from transformers import AutoModelForImageTextToText, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.vit.configuration_vit import ViTConfig
+
+from compodistill.errors import MismatchError, UsageError
+from compodistill.precompute.run import PassOptions, precompute
+from compodistill.store.reader import open_store
+from compodistill.tokens import collate, tokenize
+from compodistill.train.student import FetchedAdapter, Student, freeze_all_but
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, shard_of):
+    root = tmp_path_factory.mktemp("world")
+    LlamaForCausalLM(text_config(4, 16)).save_pretrained(root / "llm")
+    shard = shard_of(samples(), root / "shard.tar")
+    precompute([shard], save_llava(root / "teacher"), str(root / "store"), PassOptions(student_layers=4, top_k=8))
+    shutil.rmtree(root / "teacher")
+    return root
+
+
+@pytest.mark.parametrize("adapter", ["fetched", "own"])
+def test_student_saves_loads_and_generates_as_an_ordinary_model(root, tmp_path, adapter):
+    student = Student.from_store(open_store(root / "store"), root / "llm", adapter=adapter).eval()
+    student.save_pretrained(tmp_path)
+    loaded, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = collate([tokenize(llava_processor(), samples()[2], 1)], 0, bucket=1)
+    with torch.no_grad():
+        assert torch.equal(student(**inputs).logits, loaded(**inputs).logits)
+    out = loaded.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert out.shape[1] <= inputs["input_ids"].shape[1] + 3
+
+
+def test_only_the_named_parts_learn(root):
+    student = Student.from_store(open_store(root / "store"), root / "llm")
+    projector = student.model.multi_modal_projector
+    assert isinstance(projector, FetchedAdapter)
+    freeze_all_but(student, ["adapter"])
+    assert {n for n, p in student.named_parameters() if p.requires_grad} == {
+        "model.multi_modal_projector.student.weight",
+        "model.multi_modal_projector.student.bias",
+    }
+    freeze_all_but(student, ["adapter", "llm"])
+    frozen = {n for n, p in student.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all("vision_tower" in n or "projector.teacher" in n for n in frozen)
+
+
+def test_weights_of_the_language_model_arrive_unchanged(root):
+    student = Student.from_store(open_store(root / "store"), root / "llm")
+    llm = LlamaForCausalLM.from_pretrained(root / "llm")
+    for name, tensor in llm.model.state_dict().items():
+        assert torch.equal(student.get_decoder().state_dict()[name], tensor)
+    assert torch.equal(student.lm_head.weight, llm.lm_head.weight)
+
+
+def test_language_model_without_weights_starts_at_random_by_seed(root, tmp_path):
+    text_config(4, 16).save_pretrained(tmp_path)
+    store = open_store(root / "store")
+    a, b, c = (Student.from_store(store, tmp_path, seed=seed).lm_head.weight for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_smaller_vocabulary_is_widened_to_the_teachers(root, tmp_path):
+    LlamaForCausalLM(text_config(4, 16, vocab=200)).save_pretrained(tmp_path)
+    student = Student.from_store(open_store(root / "store"), tmp_path)
+    assert student.get_output_embeddings().weight.shape[0] == len(tokenizer())
+
+
+def test_language_model_with_another_tokenizer_is_refused_by_token(root, tmp_path):
+    shutil.copytree(root / "llm", tmp_path / "llm")
+    vocab = {t: i for t, i in tokenizer().get_vocab().items()}
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    backend = tokenizer().backend_tokenizer
+    backend.model = type(backend.model)(vocab=vocab, merges=[])
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "llm")
+    with pytest.raises(MismatchError, match="tokenizer is not the teacher's"):
+        Student.from_store(open_store(root / "store"), tmp_path / "llm")
+
+
+def test_directory_that_is_no_language_model_is_refused(root, tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="not a causal language model"):
+        Student.from_store(open_store(root / "store"), tmp_path)
+
+
+def test_training_needs_no_teacher_directory_and_never_imports_precompute(root, tmp_path):
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from compodistill.store.reader import open_store
+        from compodistill.train.recipes import load_recipe
+        from compodistill.train.run import train
+        settings = [f"stages.{{s}}.{{x}}" for s in ("dpt", "dft", "sft") for x in ("max_steps=2", "batch_size=3")]
+        recipe = load_recipe("compodistill", overrides=settings)
+        root, out = Path({str(root)!r}), Path({str(tmp_path)!r}) / "out"
+        last = train(open_store(root / "store"), [root / "shard.tar"], root / "llm", out, recipe)
+        assert last == out / "sft"
+        assert not (root / "teacher").exists()
+        assert not [m for m in sys.modules if m.startswith("compodistill.precompute")]
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for stage in ("dpt", "dft", "sft"):
+        _, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / stage, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert (tmp_path / "out" / stage / "processor_config.json").is_file()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dft", "dpt", "sft"]

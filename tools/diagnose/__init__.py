@@ -1,0 +1,1 @@
+"""What two models look at: attention similarity and overlays."""
