@@ -189,7 +189,7 @@ def _entry(key: str, group: list[Member], shard: str, seen: set[str]) -> ShardEn
         if not key or key.endswith("/") or part is None:
             raise DataError(
                 f"unknown kind of member {member.name!r}", where=where,
-                remedy=f"KEY.json, KEY.SUFFIX and KEY.NUMBER.SUFFIX are read, SUFFIX one of {', '.join(IMAGE_SUFFIXES)}",
+                remedy=f"KEY.json, KEY.SUFFIX and KEY.NUMBER.SUFFIX are read, with {', '.join(IMAGE_SUFFIXES)}",
             )  # fmt: skip
         limit = MAX_JSON_BYTES if part["image"] is None else MAX_IMAGE_BYTES
         if member.size > limit:

@@ -1,1 +1,1 @@
-"""The commands of `cdist`, one module each; heavy imports stand inside the functions."""
+"""One module for each command, with the click command as its `command`; the table is in tools/cli.py."""

@@ -1,0 +1,1 @@
+"""Making input shards, and proving them sound."""
