@@ -81,7 +81,7 @@ def top_k(logits_AC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.n
         ids_AK[a] = torch.cat([above, equal[: k - len(above)]])
     ids_AK = ids_AK.sort(-1).values
     values_AK = logits_AC.gather(-1, ids_AK)
-    order = values_AK.argsort(-1, descending=True, stable=True)
+    order = values_AK.argsort(stable=True, dim=-1, descending=True)
     ids_AK, values_AK = ids_AK.gather(-1, order), values_AK.gather(-1, order)
     return (
         ids_AK.cpu().numpy().astype(np.int32),

@@ -23,12 +23,16 @@ PROCESSOR_FILES = (
 )
 
 
-def fingerprint(teacher: Path, *, dtype: str, capture: dict[str, object], max_length: int | None) -> dict[str, str]:
+def fingerprint(
+    teacher: Path, *, dtype: str, device: str, batch_size: int, capture: dict[str, object], max_length: int | None
+) -> dict[str, str]:
     """Digest of each ingredient by name, so that a difference can be told by name.
 
     Args:
         teacher: the model directory.
         dtype: numeric type of the pass, e.g. `float32`.
+        device: its type, `cpu` or `cuda`: kernels differ in the last bits.
+        batch_size: samples in every forward pass, likewise.
         capture: rows, groups and the like: what was kept.
     """
     weights = sorted(p for p in teacher.iterdir() if p.suffix in WEIGHT_SUFFIXES)
@@ -39,6 +43,8 @@ def fingerprint(teacher: Path, *, dtype: str, capture: dict[str, object], max_le
         "chat_template": _files(sorted(teacher.glob("chat_template*"))),
         "capture": hashlib.sha256(json.dumps(capture, sort_keys=True).encode()).hexdigest(),
         "dtype": dtype,
+        "device": device,
+        "batch_size": str(batch_size),
         "padding": f"right, to a multiple of {BUCKET}",
         "max_length": str(max_length),
         "transformers": ".".join(version("transformers").split(".")[:2]),

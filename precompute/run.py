@@ -32,7 +32,9 @@ class PassOptions:
         student_layers: decoder layers of the student the attention is grouped for; None keeps one slice per
             understanding layer, which serves students of any depth.
         rows, top_k, codec: what is kept and how it is stored.
-        batch_size: samples a forward pass, all of one padded length. Changes the speed, never the bytes.
+        batch_size: samples a forward pass on a GPU, all of one padded length, the last batch filled up. On the CPU
+            every sample is a pass of its own: batches gain nothing there, and the vision tower's few rows go through
+            other kernels (and end in other last bits) alone than in company.
     """
 
     student_layers: int | None = None
@@ -43,6 +45,14 @@ class PassOptions:
     max_length: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
+
+    @property
+    def device_type(self) -> str:
+        return self.device.partition(":")[0]
+
+    @property
+    def samples_at_once(self) -> int:
+        return 1 if self.device_type == "cpu" else self.batch_size
 
 
 def precompute(
@@ -108,7 +118,14 @@ def store_spec(teacher: VisionLanguageModel, options: PassOptions, settings: Cap
         top_k=min(options.top_k, teacher.vocab_size),
         codec=options.codec,
         vocab_size=teacher.vocab_size,
-        fingerprint=fingerprint(teacher.path, dtype=options.dtype, capture=kept, max_length=options.max_length),
+        fingerprint=fingerprint(
+            teacher.path,
+            dtype=options.dtype,
+            device=options.device_type,
+            batch_size=options.samples_at_once,
+            capture=kept,
+            max_length=options.max_length,
+        ),
         teacher=TeacherInfo(
             name=teacher.path.resolve().name,
             model_type=config.model_type,
@@ -133,16 +150,17 @@ def signals_of_shard(
 ) -> Iterator[tuple[SampleSignals, int]]:
     """The signals of a shard's samples, in the shard's order, each with its number of tokens.
 
-    Batches are made of samples with one padded length, within a window of a few batches, so a sample's padding (and
-    with it every bit of its signals) depends on nothing but itself.
+    Batches are made of samples with one padded length, within a window of a few batches, and always of the same
+    number, so a sample's signals depend on nothing but itself.
     """
+    n = options.samples_at_once
     samples = iter_shard(shard)
     tokens = (tokenize(teacher.processor, s, teacher.image_token_id, options.max_length) for s in samples)
-    for window in _batched(tokens, 4 * options.batch_size):
+    for window in _batched(tokens, 4 * n):
         done: dict[int, SampleSignals] = {}
-        for indices in same_length(window, options.batch_size):
-            signals = capture(teacher, [window[i] for i in indices], settings)
-            done.update(zip(indices, signals, strict=True))
+        for indices in same_length(window, n):
+            filled = [window[i] for i in indices] + [window[indices[-1]]] * (n - len(indices))
+            done.update(zip(indices, capture(teacher, filled, settings), strict=False))  # fillers fall off the end
         for i, t in enumerate(window):
             yield done[i], len(t.input_ids)
 

@@ -18,7 +18,11 @@ from compodistill.errors import CdistError
 # name -> (module below compodistill.tools.commands whose `command` it is, line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Show versions, devices, attention kernels and a write test."),
+    "demo": ("demo", "The whole story on a bundled tiny world, with a report."),
     "shards": ("shards", "Build and check input shards."),
+    "precompute": ("precompute", "Run the teacher once and write its signals to a store."),
+    "train": ("train", "Distil a student from a store, without the teacher."),
+    "evaluate": ("evaluate", "Score a model on files of questions."),
 }
 
 

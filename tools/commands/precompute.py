@@ -41,7 +41,7 @@ import click
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Samples a forward pass; the bytes do not depend on it.",
+    help="Samples a forward pass on a GPU; on the CPU it is one.",
 )
 @click.option("--max-length", type=click.IntRange(2), help="Refuse samples with more tokens.")
 @click.option(
@@ -94,5 +94,5 @@ def command(
             on_finished=lambda shard: meter.advance(counts[shard], note=f"{shard.name} was finished"),
         )
     info = open_store(store).info
-    size = info.bytes / info.samples
-    click.echo(f"{store}: sealed, {info.samples} samples in {len(paths)} fragments, {size:,.0f} bytes a sample")
+    size = info.n_bytes / info.n_samples
+    click.echo(f"{store}: sealed, {info.n_samples} samples in {len(paths)} fragments, {size:,.0f} bytes a sample")

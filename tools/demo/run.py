@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from PIL import Image
+
 from compodistill.errors import CdistError
+from compodistill.samples import Sample, Turn
 
 TASKS = ("recognition", "composition")
 
@@ -174,3 +177,23 @@ def similarity(out: Path, model: Path, n: int = 100) -> float:
     torch.set_num_threads(1)
     samples = questions_as_samples(out / "world", "composition", n)
     return attention_similarity(load_model(out / "teacher"), load_model(model), samples)
+
+
+def store_bytes(store: Path) -> float:
+    """Bytes per sample of the store's signals."""
+    from compodistill.store.reader import open_store
+
+    info = open_store(store).info
+    return info.n_bytes / info.n_samples
+
+
+def questions_as_samples(world: Path, task: str, n: int) -> list[Sample]:
+    """Evaluation questions with their right answers as conversations."""
+    questions = json.loads((world / "eval" / f"{task}.json").read_text())
+    step = max(len(questions) // n, 1)  # spread over all kinds
+    out = []
+    for q in questions[::step][:n]:
+        with Image.open(world / q["image"]) as image:
+            turns = (Turn("user", (None, q["question"])), Turn("assistant", (q["answer"],)))
+            out.append(Sample(q["id"], turns, (image.convert("RGB"),)))
+    return out
