@@ -65,6 +65,15 @@ class Arm:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Result:
+    """What came out: the teacher's row first, then one an arm; bytes per sample of the store's signals."""
+
+    arms: list[Arm]
+    store_bytes: float
+    plan: Plan
+
+
 class CommandFailedError(CdistError):
     """A step of the demonstration failed."""
 
@@ -149,8 +158,12 @@ def evaluate(out: Path, model: Path) -> dict[str, float]:
     return {t: results["tasks"][t]["accuracy"] for t in TASKS}
 
 
-def run_demo(out: Path, plan: Plan) -> tuple[list[Arm], float]:
-    """Run everything; the table's rows (teacher first) and the store's bytes per sample."""
+def run_demo(out: Path, plan: Plan) -> Result:
+    """Run everything under `out`.
+
+    Raises:
+        CommandFailedError: a step failed.
+    """
     llm = prepare(out, plan)
     teacher_scores = evaluate(out, out / "teacher")
     hidden = out / ".teacher-out-of-reach"
@@ -164,7 +177,7 @@ def run_demo(out: Path, plan: Plan) -> tuple[list[Arm], float]:
     for name in plan.arms:
         model = out / "students" / name / "sft"
         arms.append(Arm(name, evaluate(out, model), similarity(out, model), seconds[name]))
-    return arms, store_bytes(out / "store.zarr")
+    return Result(arms, store_bytes(out / "store.zarr"), plan)
 
 
 def similarity(out: Path, model: Path, n: int = 100) -> float:
