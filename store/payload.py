@@ -1,0 +1,66 @@
+"""A sample's payload of one signal: a few byte sections behind a small header.
+
+u8   layout = 1 (never 255, so a chunk that is missing and reads as the fill value is recognised)
+u8   number of sections n
+u16  zero
+u32  length in bytes of each of the n sections, little-endian
+...  the sections, each padded with zeros to a multiple of 4 bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compodistill.errors import StoreError
+
+LAYOUT = 1
+FILL = 255
+
+
+def pack(sections: Sequence[np.ndarray]) -> bytes:
+    """Join sections (any little-endian dtype, any shape) into one payload."""
+    header = np.zeros(1 + len(sections), dtype="<u4")
+    header[0] = LAYOUT | len(sections) << 8
+    parts: list[bytes] = [b""]
+    for i, section in enumerate(sections):
+        data = np.ascontiguousarray(section).tobytes()
+        header[1 + i] = len(data)
+        parts += [data, bytes(-len(data) % 4)]
+    parts[0] = header.tobytes()
+    return b"".join(parts)
+
+
+def unpack(payload: bytes | memoryview | np.ndarray, n_sections: int) -> list[np.ndarray]:
+    """The sections of a payload as uint8 views, one after the other.
+
+    Args:
+        payload: exactly one payload.
+        n_sections: how many the codec expects.
+
+    Raises:
+        StoreError: the payload is not of this layout, or its lengths do not add up.
+    """
+    data = np.frombuffer(payload, dtype=np.uint8)
+    start = 4 * (1 + n_sections)
+    if len(data) < start or data[0] != LAYOUT or data[1] != n_sections or data[2] or data[3]:
+        missing = len(data) > 0 and data[0] == FILL
+        raise StoreError("the payload is missing (fill value)" if missing else "the payload has another layout")
+    sections = []
+    for n in data[4:start].view("<u4").tolist():
+        if start + n > len(data):
+            raise StoreError("the payload is shorter than its sections")
+        sections.append(data[start : start + n])
+        start += n + -n % 4
+    if start != len(data):
+        raise StoreError("the payload is longer than its sections")
+    return sections
+
+
+def typed(section: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A section as an array, after its length was checked against what the shape says."""
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if len(section) != expected:
+        raise StoreError(f"section {name} has {len(section)} bytes, {expected} expected")
+    return section.view(dtype).reshape(shape)

@@ -1,0 +1,163 @@
+"""Where a store's objects are: the few operations the store needs, on the local disk.
+
+Paths are relative, with `/`. Nothing is ever overwritten by `create` and `publish`; what they made is on the disk
+(fsync of file and directory) when they return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from compodistill.errors import StoreError
+
+BUILDING = ".building"
+
+
+class LocalFile:
+    """An open object, read at any offset; safe to share between forked processes (pread keeps no position)."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class LocalStorage:
+    """A directory."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self.url = str(root)
+
+    def where(self, path: str) -> str:
+        return str(self.root / path)
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).is_file()
+
+    def open(self, path: str) -> LocalFile:
+        try:
+            return LocalFile(self.root / path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as e:
+            raise StoreError("an object is missing", where=self.where(path)) from e
+
+    def read(self, path: str, limit: int) -> bytes:
+        """A whole object; refused unread if larger than `limit` bytes."""
+        file = self.open(path)
+        with contextlib.closing(file):
+            if file.size > limit:
+                raise StoreError(f"an object has {file.size} bytes, at most {limit} expected", where=self.where(path))
+            return file.read(0, file.size)
+
+    def names(self, path: str) -> list[str]:
+        """Names of the directories right below `path`; empty if there is none."""
+        try:
+            with os.scandir(self.root / path) as entries:
+                return sorted(e.name for e in entries if e.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Create an object with this content; False (and nothing changed) if there is one already."""
+        target = self.root / path
+        temporary = self._write_beside(target, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        fsync_directory(target.parent)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Create an object or replace it whole: a reader sees the old or the new one."""
+        target = self.root / path
+        os.replace(self._write_beside(target, data), target)
+        fsync_directory(target.parent)
+
+    @contextlib.contextmanager
+    def building(self, name: str) -> Iterator[Path]:
+        """A directory to build in; removed at the end unless it was published.
+
+        Its lock tells builds of living processes from leftovers of killed ones.
+        """
+        base = self.root / BUILDING
+        base.mkdir(exist_ok=True)
+        directory = base / f"{name}.{secrets.token_hex(6)}"
+        lock = os.open(f"{directory}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            directory.mkdir()
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            Path(f"{directory}.lock").unlink(missing_ok=True)
+            os.close(lock)
+
+    def publish(self, directory: Path, path: str) -> bool:
+        """Move a finished directory to `path`; False (and nothing changed) if there is one already."""
+        target = self.root / path
+        fsync_tree(directory)
+        try:
+            os.rename(directory, target)
+        except OSError as e:
+            if target.exists():
+                return False
+            raise StoreError(f"cannot publish: {e}", where=str(target)) from e
+        fsync_directory(target.parent)
+        return True
+
+    def clean(self) -> None:
+        """Remove what killed builds left behind."""
+        for lock in (self.root / BUILDING).glob("*.lock"):
+            try:
+                with lock.open() as f:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                    lock.unlink(missing_ok=True)
+            except (BlockingIOError, FileNotFoundError):
+                continue  # alive, or cleaned by somebody else
+        with contextlib.suppress(OSError):  # other builds go on in it
+            (self.root / BUILDING).rmdir()
+
+    def _write_beside(self, target: Path, data: bytes) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+        with temporary.open("xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        return temporary
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_tree(root: Path) -> None:
+    """Every file and directory below a root, and itself, to the disk."""
+    for directory, _, files in os.walk(root, topdown=False):
+        for name in files:
+            fsync_directory(Path(directory) / name)
+        fsync_directory(Path(directory))
