@@ -19,6 +19,8 @@ from compodistill.errors import CdistError
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Show versions, devices, attention kernels and a write test."),
     "shards": ("shards", "Build and check input shards."),
+    "precompute": ("precompute", "Run the teacher once over shards and write its signals to a store."),
+    "train": ("train", "Distil a student from a store, shards and a small language model."),
 }
 
 
