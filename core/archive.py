@@ -12,7 +12,6 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import BinaryIO
 
 from compodistill.errors import DataError
 
@@ -36,7 +35,7 @@ class ArchiveError(DataError):
 Fault = Callable[..., ArchiveError]
 
 
-def members(file: BinaryIO, *, shard: str) -> Iterator[Member]:
+def members(file: io.BufferedReader, *, shard: str) -> Iterator[Member]:
     """The plain files of an uncompressed tar, in order; none for a file of no bytes.
 
     Args:
@@ -89,7 +88,7 @@ def _check_member(info: tarfile.TarInfo, fault: Fault) -> None:
         raise fault(f"{info.name!r} is a name that leads outside the archive", "rebuild the shard: cdist shards build")
 
 
-def _check_end(file: BinaryIO, tail: int, fault: Fault) -> None:
+def _check_end(file: io.BufferedReader, tail: int, fault: Fault) -> None:
     file.seek(tail)
     block = file.read(len(END))
     if block[: tarfile.BLOCKSIZE].strip(b"\0"):
@@ -109,7 +108,7 @@ def _truncated(fault: Fault, detail: str) -> ArchiveError:
 class _Bounded(io.RawIOBase):
     """Gives tarfile the file, but no read of a size that only a hostile header asks for."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:

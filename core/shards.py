@@ -17,10 +17,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from compodistill.archive import ArchiveError, Member, members
 from compodistill.errors import DataError, UsageError
@@ -135,7 +136,7 @@ def _expand(pattern: str) -> list[Path]:
         )
     try:
         terms = list(itertools.islice(braceexpand(pattern), MAX_SHARDS + 1))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise UsageError(f"unbalanced braces: {error}", where=pattern) from error
     if len(terms) > MAX_SHARDS:
         raise UsageError(f"the braces expand to more than {MAX_SHARDS:,} shards", where=pattern)
@@ -153,7 +154,7 @@ def _expand(pattern: str) -> list[Path]:
     return found
 
 
-def _entries(file: BinaryIO, shard: str, on_error: OnError) -> Iterator[ShardEntry]:
+def _entries(file: BufferedReader, shard: str, on_error: OnError) -> Iterator[ShardEntry]:
     """Groups neighbouring members of one key. Faults of a group leave it out; an archive's fault ends the stream."""
     seen: set[str] = set()
     empty = True
@@ -215,7 +216,7 @@ def _entry(key: str, group: list[Member], shard: str, seen: set[str]) -> ShardEn
     return ShardEntry(key, records[0], tuple(images[number] for number in sorted(images, key=lambda n: n or 0)))
 
 
-def _read(file: BinaryIO, entry: ShardEntry, shard: str) -> Sample:
+def _read(file: BufferedReader, entry: ShardEntry, shard: str) -> Sample:
     where = f"shard {shard}, key {entry.key}"
     record = parse_json(_bytes(file, entry.record, where), where=f"{where}, field json")
     turns = parse_record(record, where=where)
@@ -224,7 +225,7 @@ def _read(file: BinaryIO, entry: ShardEntry, shard: str) -> Sample:
     return Sample(entry.key, turns, tuple(images), shard)
 
 
-def _bytes(file: BinaryIO, member: Member, where: str) -> bytes:
+def _bytes(file: BufferedReader, member: Member, where: str) -> bytes:
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) != member.size:  # the file has changed under an index made earlier
@@ -239,7 +240,7 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _open(path: str | Path) -> BinaryIO:
+def _open(path: str | Path) -> BufferedReader:
     try:
         return open(path, "rb")
     except OSError as error:

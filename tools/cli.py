@@ -20,9 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Show versions, devices, attention kernels and a write test."),
     "demo": ("demo", "The whole story on a bundled tiny world, with a report."),
     "shards": ("shards", "Build and check input shards."),
-    "precompute": ("precompute", "Run the teacher once and write its signals to a store."),
-    "train": ("train", "Distil a student from a store, without the teacher."),
-    "evaluate": ("evaluate", "Score a model on files of questions."),
+    "precompute": ("precompute", "Run the teacher once over shards and write its signals to a store."),
+    "train": ("train", "Distil a student from a store, shards and a small language model."),
 }
 
 

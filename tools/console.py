@@ -1,17 +1,12 @@
-"""What commands print: tables, JSON, and progress that suits a terminal as well as a log file."""
+"""What commands print on stdout: tables, sizes, JSON. (Progress is in tools/progress.py, on stderr.)"""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import click
-
-PLAIN_EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 
 def print_json(value: Any) -> None:
@@ -31,49 +26,6 @@ def print_table(rows: Sequence[Sequence[Any]], *, title: str = "", header: Seque
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, (int, float)) else str(cell) for cell in row))
     Console(highlight=False, markup=False).print(table)
-
-
-@contextmanager
-def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`. On stderr: a bar on a terminal, a line every ten seconds elsewhere."""
-    if sys.stderr.isatty():
-        with _bar(label, total) as advance:
-            yield advance
-        return
-    started = shown = time.monotonic()
-    done = 0
-
-    def advance_plainly(n: int = 1) -> None:
-        nonlocal done, shown
-        done += n
-        now = time.monotonic()
-        if now - shown >= PLAIN_EVERY:
-            shown = now
-            rate = done / (now - started)
-            left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
-            click.echo(f"{label}: {done:,}{f' of {total:,}' if total else ''} ({rate:.1f}/s{left})", err=True)
-
-    yield advance_plainly
-
-
-@contextmanager
-def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]}"), bars.TimeRemainingColumn(),
-    )  # fmt: skip
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, rate="")
-
-        def advance(n: int = 1) -> None:
-            bar.advance(task, n)
-            speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:.1f}/s" if speed else "")
-
-        yield advance
 
 
 def human_bytes(count: int) -> str:

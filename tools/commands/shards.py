@@ -9,7 +9,7 @@ import click
 
 from compodistill.errors import UsageError
 from compodistill.shards import expand_shards
-from compodistill.tools.console import human_bytes, print_json, print_table, progress
+from compodistill.tools.console import human_bytes, print_json, print_table
 
 
 @click.group()
@@ -49,15 +49,16 @@ def build(
     Each record is {"id", "image", "conversations"}; `image` is a path, a list of paths, or absent. Equal input gives
     equal bytes on every machine. A fault leaves nothing behind.
     """
+    from compodistill.tools.progress import progress
     from compodistill.tools.shards.build import build_shards
     from compodistill.tools.shards.source import read_llava, safe_key
 
     if safe_key(prefix) != prefix or not prefix:
         raise UsageError("a prefix has letters, digits, `_` and `-` only", where=f"--prefix {prefix}")
     records = read_llava(source, images)
-    with progress("writing samples", len(records)) as advance:
+    with progress("writing", len(records), "samples") as meter:
         report = build_shards(
-            records, out, samples_per_shard=samples_per_shard, max_bytes=max_bytes, prefix=prefix, advance=advance
+            records, out, samples_per_shard=samples_per_shard, max_bytes=max_bytes, prefix=prefix, advance=meter.advance
         )
     facts = {"out": str(out), "shards": len(report.shards), "samples": report.samples, "images": report.images,
              "text_only": report.text_only, "bytes": report.bytes}  # fmt: skip
@@ -74,11 +75,12 @@ def check(ctx: click.Context, patterns: tuple[str, ...], find_all: bool, as_json
 
     Ends with exit code 3 and the shard and key of the first fault.
     """
+    from compodistill.tools.progress import progress
     from compodistill.tools.shards.check import check_shards
 
     paths = expand_shards(patterns)
-    with progress("checking shards", len(paths)) as advance:
-        report = check_shards(paths, find_all=find_all, advance=advance)
+    with progress("checking", len(paths), "shards") as meter:
+        report = check_shards(paths, find_all=find_all, advance=meter.advance)
     if report.faults and not find_all and not as_json:
         raise report.faults[0]
     facts = {"shards": report.shards, "samples": report.samples, "images": report.images, "text_only": report.text_only,
