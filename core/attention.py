@@ -108,7 +108,7 @@ class VisualSlice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         query_HTE: torch.Tensor,
         key_HTE: torch.Tensor,
@@ -148,7 +148,7 @@ class VisualSlice(torch.autograd.Function):
         return out_QV
 
     @staticmethod
-    def backward(ctx: Any, grad_QV: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_QV: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_HTE, key_HTE, lse_HT, mask_TT, rows_Q, columns_V = ctx.saved_tensors
         n_heads, per_key_head = query_HTE.shape[0], query_HTE.shape[0] // key_HTE.shape[0]
         d_query = torch.zeros_like(query_HTE, dtype=torch.float32)

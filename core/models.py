@@ -184,15 +184,15 @@ def logits_at(model: PreTrainedModel, positions: list[torch.Tensor], *, float32:
         positions: for each sample of the batch, (A,) int64.
         float32: run the head in float32 whatever the model's dtype: bf16 logits have ties inside any top-k.
     """
-    head: nn.Module = model.get_output_embeddings()
+    head: nn.Linear = model.get_output_embeddings()
 
     def narrow(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         hidden_BTD = args[0]
         kept = [hidden_BTD[b, p.to(hidden_BTD.device)] for b, p in enumerate(positions)]
         return (torch.cat(kept)[None],)
 
-    def widen(module: nn.Module, args: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
-        weight, bias = module.weight, module.bias
+    def widen(_: nn.Module, args: tuple[torch.Tensor, ...], __: torch.Tensor) -> torch.Tensor:
+        weight, bias = head.weight, head.bias
         return nn.functional.linear(args[0].float(), weight.float(), None if bias is None else bias.float())
 
     handles = [head.register_forward_pre_hook(narrow)]

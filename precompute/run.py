@@ -19,7 +19,7 @@ from compodistill.precompute.capture import CaptureSettings, capture
 from compodistill.precompute.fingerprint import fingerprint
 from compodistill.shards import iter_shard, shard_digest
 from compodistill.store.signals import SampleSignals
-from compodistill.store.spec import StoreSpec, TeacherInfo, versions
+from compodistill.store.spec import Codec, Rows, StoreSpec, TeacherInfo, versions
 from compodistill.store.writer import create_store
 from compodistill.tokens import BUCKET, Tokens, tokenize
 
@@ -38,9 +38,9 @@ class PassOptions:
     """
 
     student_layers: int | None = None
-    rows: str = "all"
+    rows: Rows = "all"
     top_k: int = 64
-    codec: str = "compact"
+    codec: Codec = "compact"
     batch_size: int = 8
     max_length: int | None = None
     dtype: str = "float32"

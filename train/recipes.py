@@ -13,7 +13,8 @@ from yaml import YAMLError
 
 from compodistill.errors import UsageError
 
-STAGES = ("dpt", "dft", "sft")
+StageName = Literal["dpt", "dft", "sft"]
+STAGES: tuple[StageName, ...] = ("dpt", "dft", "sft")  # the paper's order
 
 
 class _Strict(BaseModel):
@@ -29,9 +30,9 @@ class Losses(_Strict):
         attention: 1 - cosine of the visual-attention slices, mean over rows, groups and samples.
     """
 
-    lm: float = Field(1.0, ge=0)
-    kl: float = Field(0.0, ge=0)
-    attention: float = Field(0.0, ge=0)
+    lm: float = Field(default=1.0, ge=0)
+    kl: float = Field(default=0.0, ge=0)
+    attention: float = Field(default=0.0, ge=0)
 
 
 class Stage(_Strict):
@@ -47,16 +48,16 @@ class Stage(_Strict):
     train: list[Literal["adapter", "llm"]] = Field(min_length=1)
     losses: Losses = Losses()
     tail: Literal["bucket", "renormalise"] = "bucket"
-    temperature: float = Field(1.0, gt=0)
-    epochs: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
     max_steps: int = -1
-    batch_size: int = Field(8, ge=1)
-    accumulate: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    batch_size: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     scheduler: str = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
 
 class Recipe(_Strict):
@@ -64,17 +65,17 @@ class Recipe(_Strict):
 
     name: str
     adapter: Literal["fetched", "own"] = "fetched"
-    stages: dict[Literal["dpt", "dft", "sft"], Stage] = Field(min_length=1)
+    stages: dict[StageName, Stage] = Field(min_length=1)
     seed: int = 0
     max_length: int | None = None
-    workers: int = Field(0, ge=0)
-    log_every: int = Field(10, ge=1)
+    workers: int = Field(default=0, ge=0)
+    log_every: int = Field(default=10, ge=1)
     bf16: bool = False
     report_to: list[str] = []
 
-    def signals(self, stage: str) -> set[str]:
+    def signals(self, stage: StageName) -> set[str]:
         """The signals the losses of a stage read from the store."""
-        losses = self.stages[stage].losses  # type: ignore[index]
+        losses = self.stages[stage].losses
         return {name for name, weight in (("logits", losses.kl), ("attention", losses.attention)) if weight > 0}
 
 

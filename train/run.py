@@ -15,7 +15,7 @@ from compodistill.errors import UsageError
 from compodistill.models import load_model, load_processor, pad_token_id
 from compodistill.store.reader import Store
 from compodistill.train.join import Collator, JoinedDataset
-from compodistill.train.recipes import STAGES, Recipe
+from compodistill.train.recipes import STAGES, Recipe, StageName
 from compodistill.train.step import match
 from compodistill.train.student import Student, freeze_all_but
 from compodistill.train.trainer import DistilTrainer
@@ -30,7 +30,7 @@ def train(
     out: Path,
     recipe: Recipe,
     *,
-    stages: Sequence[str] | None = None,
+    stages: Sequence[StageName] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Run stages of a recipe; each leaves an ordinary model directory in `out/STAGE`.
@@ -82,10 +82,10 @@ def _train_stage(
     store: Store,
     out: Path,
     recipe: Recipe,
-    name: str,
+    name: StageName,
     callbacks: Sequence[TrainerCallback],
 ) -> None:
-    stage = recipe.stages[name]  # type: ignore[index]
+    stage = recipe.stages[name]
     matching = match(len(student.get_decoder().layers), store.info.spec.groups, store.info.spec.per_layer)
     freeze_all_but(student, list(stage.train))
     out.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,7 @@ import click
 
 
 @click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="demo-out", show_default=True, help="A new folder."
-)
+@click.option("--out", type=click.Path(path_type=Path), default="demo-out", show_default=True, help="A new folder.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the world and of the students.")
 @click.option("--scenes", type=click.IntRange(16), default=1000, show_default=True, help="Training scenes.")
 @click.option("--steps", type=click.IntRange(3), default=None, help="Training steps in all stages together.")

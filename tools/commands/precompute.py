@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from compodistill.store.spec import Codec, Rows
+
 
 @click.command()
 @click.option(
@@ -58,9 +60,9 @@ def command(
     store: str,
     student_layers: int | None,
     per_layer: bool,
-    attention_rows: str,
+    attention_rows: Rows,
     top_k: int,
-    codec: str,
+    codec: Codec,
     batch_size: int,
     max_length: int | None,
     dtype: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -30,7 +31,7 @@ def command(
     student: Path,
     out: Path,
     recipe: str,
-    stage: str,
+    stage: Literal["dpt", "dft", "sft", "all"],
     config: Path | None,
     overrides: tuple[str, ...],
     allow_partial: bool,

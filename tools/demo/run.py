@@ -130,7 +130,7 @@ def prepare(out: Path, plan: Plan) -> Path:
 
 def train_students(out: Path, plan: Plan, llm: Path) -> dict[str, float]:
     """Train one student an arm, as many at once as there are cores; seconds of each."""
-    common = ["--store", out / "store.zarr", "--shards", f"{out}/shards/*.tar", "--student", llm]
+    common: list[str | Path] = ["--store", out / "store.zarr", "--shards", f"{out}/shards/*.tar", "--student", llm]
     settings = [part for setting in plan.overrides() for part in ("--set", setting)]
     (out / "students").mkdir()
     (out / "logs").mkdir()
