@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +187,7 @@ def logits_at(model: PreTrainedModel, positions: list[torch.Tensor], *, float32:
     head: nn.Linear = model.get_output_embeddings()
 
     def narrow(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        hidden_BTD = args[0]
-        kept = [hidden_BTD[b, p.to(hidden_BTD.device)] for b, p in enumerate(positions)]
-        return (torch.cat(kept)[None],)
+        return (_kept(args[0], positions)[None],)
 
     def widen(_: nn.Module, args: tuple[torch.Tensor, ...], __: torch.Tensor) -> torch.Tensor:
         weight, bias = head.weight, head.bias
@@ -203,3 +201,46 @@ def logits_at(model: PreTrainedModel, positions: list[torch.Tensor], *, float32:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def hidden_at(model: PreTrainedModel, positions: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Collect the LM head's inputs at some positions instead of running it: a list that gets one (sum of A, D) tensor.
+
+    Inside, `model(...).logits` is empty; `behind_the_head` says what the model would do to the logits.
+    """
+    head: nn.Linear = model.get_output_embeddings()
+    collected: list[torch.Tensor] = []
+
+    def collect(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        collected.append(_kept(args[0], positions))
+        return (args[0][:, :0],)
+
+    handle = head.register_forward_pre_hook(collect)
+    try:
+        yield collected
+    finally:
+        handle.remove()
+
+
+def _kept(hidden_BTD: torch.Tensor, positions: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([hidden_BTD[b, p.to(hidden_BTD.device)] for b, p in enumerate(positions)])
+
+
+def behind_the_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the model does to its head's output before it calls it logits.
+
+    Raises:
+        UsageError: it scales them in a way cdist does not know.
+    """
+    text = model.config.get_text_config(decoder=True)
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise UsageError(
+                f"the model scales its logits ({name}), which the losses do not know",
+                remedy="choose another student language model",
+            )
+    cap = getattr(text, "final_logit_softcapping", None)
+    if cap is None:
+        return lambda logits: logits
+    return lambda logits: torch.tanh(logits / cap) * cap

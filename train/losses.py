@@ -1,4 +1,4 @@
-"""The distillation losses. All of them are means; the recipe weighs them.
+"""The distillation losses, unweighted and per position; the step takes their means, the recipe weighs them.
 
 Shifting is done before: a row of `logits_AC` predicts the supervised token of the same row.
 """
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 
 def language_model_loss(logits_AC: torch.Tensor, labels_A: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the supervised tokens: their mean, in nats."""
-    return F.cross_entropy(logits_AC.float(), labels_A)
+    """Cross entropy of the supervised tokens: (A,), in nats."""
+    return F.cross_entropy(logits_AC.float(), labels_A, reduction="none")
 
 
 def topk_kl(
@@ -22,7 +22,7 @@ def topk_kl(
     tail: str = "bucket",
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """KL(teacher || student) from the teacher's top-k: the mean over supervised tokens, in nats.
+    """KL(teacher || student) from the teacher's top-k: (A,), in nats.
 
     Args:
         logits_AC: the student's.
@@ -47,8 +47,7 @@ def topk_kl(
     if temperature != 1.0 or tail == "renormalise":
         teacher = (teacher / temperature).log_softmax(-1)
         student = (student / temperature).log_softmax(-1)
-    kl_A = (teacher.exp() * (teacher - student)).sum(-1)
-    return kl_A.mean() * temperature**2
+    return (teacher.exp() * (teacher - student)).sum(-1) * temperature**2
 
 
 def _log_rest(logprobs_AK: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from compodistill.errors import UsageError
@@ -33,6 +33,12 @@ class Losses(_Strict):
     lm: float = Field(default=1.0, ge=0)
     kl: float = Field(default=0.0, ge=0)
     attention: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_reads_the_logits(self) -> Losses:
+        if self.lm == 0 and self.kl == 0:
+            raise ValueError("lm and kl cannot both be 0: nothing would teach the student to answer")
+        return self
 
 
 class Stage(_Strict):

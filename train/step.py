@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from transformers import PreTrainedModel
 from compodistill.attention import tap_attention
 from compodistill.errors import MismatchError
 from compodistill.groups import layer_groups, understanding_layers
-from compodistill.models import logits_at
+from compodistill.models import behind_the_head, hidden_at
+from compodistill.train.fused import head_losses
 from compodistill.train.losses import attention_cosine, language_model_loss, topk_kl
 from compodistill.train.recipes import Stage
 
@@ -90,26 +92,25 @@ def step_losses(
         student: the module the taps are set on.
 
     Returns:
-        Scalars by name; `attention` is 1 - mean cosine over samples with visual tokens.
+        Scalars by name; `attention` is 1 - mean cosine over samples with visual tokens, absent where there are none.
     """
     weights = stage.losses
     with ExitStack() as stack:
-        stack.enter_context(logits_at(student, targets.positions))
+        hidden = stack.enter_context(hidden_at(student, targets.positions))
         tap = None
         if weights.attention > 0:
             assert targets.rows is not None
             assert targets.columns is not None
             tap = stack.enter_context(tap_attention(student, matching.layers, targets.rows, targets.columns))
-        logits_AC = forward(**inputs, use_cache=False).logits[0]
-    terms = {}
-    if weights.lm > 0:
-        terms["lm"] = language_model_loss(logits_AC, targets.labels_A)
-    if weights.kl > 0:
-        assert targets.ids_AK is not None
-        assert targets.logprobs_AK is not None
-        terms["kl"] = topk_kl(
-            logits_AC, targets.ids_AK, targets.logprobs_AK, tail=stage.tail, temperature=stage.temperature
-        )
+        forward(**inputs, use_cache=False)
+    wanted = {name: getattr(weights, name) for name in ("lm", "kl") if getattr(weights, name) > 0}
+    total, terms = head_losses(
+        hidden[0],
+        student.get_output_embeddings(),
+        partial(_position_losses, targets, stage),
+        wanted,
+        behind_the_head(student),
+    )
     if tap is not None:
         assert targets.attention is not None
         cosines = [
@@ -117,6 +118,21 @@ def step_losses(
             for b, stored in enumerate(targets.attention)
             if stored.shape[-1] > 0
         ]
-        terms["attention"] = 1 - torch.stack(cosines).mean() if cosines else logits_AC.new_zeros(())
-    total = sum(getattr(weights, name) * term for name, term in terms.items())
-    return {**terms, "total": torch.as_tensor(total)}
+        if cosines:  # a batch of text-only samples has nothing to align
+            terms["attention"] = 1 - torch.stack(cosines).mean()
+            total = total + weights.attention * terms["attention"]
+    return {**terms, "total": total}
+
+
+def _position_losses(targets: Targets, stage: Stage, logits_NC: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+    """Sums over a chunk's positions of the losses that read logits."""
+    sums = {}
+    if stage.losses.lm > 0:
+        sums["lm"] = language_model_loss(logits_NC, targets.labels_A[part]).sum()
+    if stage.losses.kl > 0:
+        assert targets.ids_AK is not None
+        assert targets.logprobs_AK is not None
+        ids_NK, logprobs_NK = targets.ids_AK[part], targets.logprobs_AK[part]
+        kl_N = topk_kl(logits_NC, ids_NK, logprobs_NK, tail=stage.tail, temperature=stage.temperature)
+        sums["kl"] = kl_N.sum()
+    return sums
