@@ -96,7 +96,7 @@ def heat_gradient() -> str:
 
 def _magnified(image: Image.Image) -> Image.Image:
     scale = SIDE / max(image.size)
-    size = tuple(max(round(side * scale), 1) for side in image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
