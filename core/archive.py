@@ -59,7 +59,7 @@ def members(file: io.BufferedReader, *, shard: str) -> Iterator[Member]:
     try:
         archive = tarfile.open(fileobj=_Bounded(file), mode="r:", encoding="utf-8", errors="strict")  # noqa: SIM115
         for info in archive:
-            archive.members = []  # it would keep every header of the shard
+            archive.members = []  # type: ignore[attr-defined]  # it would keep every header of the shard
             if info.size < 0 or info.offset_data < end_of_last:
                 raise fault("a header that points backwards")
             if not info.isdir():

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from random import Random
 
 import pytest
 import webdataset
@@ -321,3 +322,20 @@ def test_a_pattern_that_names_no_shard_is_the_users_mistake(pattern: str) -> Non
 def test_a_file_whose_name_holds_braces_is_found(tmp_path: Path) -> None:
     (tmp_path / "a{1}[2].tar").touch()
     assert len(expand_shards(tmp_path / "a{1}[2].tar")) == 1
+
+
+def test_damage_of_any_kind_ends_in_our_own_error_and_never_in_fewer_samples(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "s.tar", good_members(3), format=tarfile.PAX_FORMAT).read_bytes()
+    used = len(whole.rstrip(b"\0")) + 1024
+    random = Random(0)
+    damaged = tmp_path / "damaged.tar"
+    for _ in range(600):
+        data = bytearray(whole)
+        for _ in range(random.choice([1, 1, 4, 40])):
+            data[random.randrange(used)] = random.randrange(256)
+        damaged.write_bytes(data)
+        try:
+            samples = list(iter_shard(damaged))
+        except CdistError:
+            continue
+        assert len(samples) == 3
