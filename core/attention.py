@@ -109,9 +109,9 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: SDPA, and the open tap's slices."""
-    tap, softcap = _open_tap, kwargs.get("softcap")
-    tapped = tap is not None and tap.wants(module)
-    if not tapped and softcap is None:
+    softcap = kwargs.get("softcap")
+    tap = _open_tap if _open_tap is not None and _open_tap.wants(module) else None
+    if tap is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = kwargs.get("is_causal")
@@ -131,7 +131,7 @@ def _attention(
         output = output.transpose(1, 2).contiguous()
     else:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if tapped:
+    if tap is not None:
         tap.take(module, query, key, attention_mask, scale, causal, lse, softcap)
     return output, None
 

@@ -150,10 +150,10 @@ def train_students(out: Path, plan: Plan, llm: Path) -> dict[str, float]:
         return dict(zip(plan.arms, pool.map(one, plan.arms), strict=True))
 
 
-def evaluate(out: Path, model: Path) -> dict[str, float]:
-    """Accuracy of each task, by `cdist evaluate`."""
+def evaluate(out: Path, name: str, model: Path) -> dict[str, float]:
+    """Accuracy of each task, by `cdist evaluate`; the verdicts stay in `out/evaluation/NAME`."""
     tasks = [part for t in TASKS for part in ("--task", f"{t}={out / 'world/eval' / t}.json")]
-    printed = cdist("evaluate", "--model", model, *tasks, "--json")
+    printed = cdist("evaluate", "--model", model, *tasks, "--out", out / "evaluation" / name, "--json")
     results = json.loads(printed)
     return {t: results["tasks"][t]["accuracy"] for t in TASKS}
 
@@ -165,7 +165,7 @@ def run_demo(out: Path, plan: Plan) -> Result:
         CommandFailedError: a step failed.
     """
     llm = prepare(out, plan)
-    teacher_scores = evaluate(out, out / "teacher")
+    teacher_scores = evaluate(out, "teacher", out / "teacher")
     hidden = out / ".teacher-out-of-reach"
     (out / "teacher").rename(hidden)
     print("the teacher's checkpoint is out of reach from here on")
@@ -176,7 +176,7 @@ def run_demo(out: Path, plan: Plan) -> Result:
     arms = [Arm("teacher", teacher_scores, 1.0)]
     for name in plan.arms:
         model = out / "students" / name / "sft"
-        arms.append(Arm(name, evaluate(out, model), similarity(out, model), seconds[name]))
+        arms.append(Arm(name, evaluate(out, name, model), similarity(out, model), seconds[name]))
     return Result(arms, store_bytes(out / "store.zarr"), plan)
 
 
