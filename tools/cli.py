@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -14,6 +15,10 @@ import click
 
 from compodistill import __version__
 from compodistill.errors import CdistError
+
+# Our own progress and messages are what a user reads; transformers' bars for each loaded file are noise between them.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 # name -> (module below compodistill.tools.commands whose `command` it is, line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {

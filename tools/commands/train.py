@@ -21,7 +21,13 @@ import click
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the stages' model directories go.")
 @click.option("--recipe", default="compodistill", show_default=True, help="A recipe's name or YAML file.")
-@click.option("--stage", type=click.Choice(["dpt", "dft", "sft", "all"]), default="all", show_default=True)
+@click.option(
+    "--stage",
+    type=click.Choice(["dpt", "dft", "sft", "all"]),
+    default="all",
+    show_default=True,
+    help="Which stage; one after the first goes on from the stage before it in OUT.",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="A YAML file laid over the recipe.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="One value laid over the recipe.")
 @click.option("--allow-partial", is_flag=True, help="Train on the fragments that are there, without a seal.")

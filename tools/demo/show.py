@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from compodistill.models import VisionLanguageModel, load_model
 from compodistill.samples import Sample
+from compodistill.store.spec import versions
 from compodistill.tools.demo.run import TASKS, Arm, Result, questions_as_samples
 from compodistill.tools.diagnose.attention import paired_slices
 from compodistill.tools.report import Scene, render_report
@@ -74,7 +74,7 @@ def write_report(path: Path, out: Path, result: Result, minutes: float) -> None:
             "batch size": plan.batch_size,
             "seed": plan.seed,
             "minutes in all": round(minutes, 1),
-            **{name: version(name) for name in ("compodistill", "torch", "transformers")},
+            **versions(),
         },
         note=MINIATURE,
         stages=starts,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+import compodistill.train.student  # noqa: F401  registers our students with transformers
 from compodistill.attention import tap_attention
 from compodistill.groups import understanding_layers
 from compodistill.models import VisionLanguageModel
