@@ -47,7 +47,7 @@ class Plan:
 
     def overrides(self) -> list[str]:
         """The `--set` options that fit the paper's recipes to a model of this size."""
-        out = [f"seed={self.seed}", "log_every=50"]
+        out = [f"seed={self.seed}", f"log_every={max(1, sum(self.steps.values()) // 40)}"]
         for stage, steps in self.steps.items():
             rate = self.learning_rate / (4 if stage == "sft" else 1)
             out += [f"stages.{stage}.{k}" for k in (f"max_steps={steps}", f"batch_size={self.batch_size}")]
@@ -203,7 +203,7 @@ def store_bytes(store: Path) -> float:
 def questions_as_samples(world: Path, task: str, n: int) -> list[Sample]:
     """Evaluation questions with their right answers as conversations."""
     questions = json.loads((world / "eval" / f"{task}.json").read_text())
-    step = max(len(questions) // n, 1)  # spread over all kinds
+    step = max(len(questions) // n - 1, 1)  # spread over all kinds, and over the scenes, which recur in each kind
     out = []
     for q in questions[::step][:n]:
         with Image.open(world / q["image"]) as image:
