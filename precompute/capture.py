@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from compodistill.attention import tap_attention
+from compodistill.groups import understanding_layers
 from compodistill.models import VisionLanguageModel, logits_at
 from compodistill.store.signals import Logits, SampleSignals
 from compodistill.tokens import Tokens, collate, query_positions
@@ -30,11 +31,17 @@ class CaptureSettings:
 
 
 @torch.inference_mode()
-def capture(teacher: VisionLanguageModel, batch: Sequence[Tokens], settings: CaptureSettings) -> list[SampleSignals]:
+def capture(
+    teacher: VisionLanguageModel, batch: Sequence[Tokens], settings: CaptureSettings | None = None
+) -> list[SampleSignals]:
     """The signals of a batch, one entry a sample, as precompute stores them.
+
+    Without settings: every understanding layer by itself, all rows, 64 logits.
 
     Logits are given for the prediction of each supervised token: position p is predicted at p - 1.
     """
+    if settings is None:
+        settings = CaptureSettings([(i, i) for i in understanding_layers(teacher.n_layers)])
     rows = [query_positions(t, settings.rows) for t in batch]
     columns = [t.visual_positions for t in batch]
     supervised = [t.supervised_positions for t in batch]
