@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers.utils.logging import disable_progress_bar
 
 from compodistill.groups import layer_groups, understanding_layers
 from compodistill.models import VISION_FILE, VisionLanguageModel, load_model, vision_side
@@ -74,6 +75,7 @@ def teacher_in_use(path: Path, options: PassOptions) -> Iterator[tuple[VisionLan
     with _lock, _threads(options.threads):
         if _loaded is None or _loaded[0] != (path, options):
             _loaded = None  # make room first
+            disable_progress_bar()  # of loading weights: the pass has its own
             teacher = load_model(path, dtype=getattr(torch, options.dtype), device=options.device)
             _loaded = (path, options), teacher, store_spec(teacher, options)
         yield _loaded[1:]

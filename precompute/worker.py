@@ -61,7 +61,9 @@ def run_shard(task: ShardTask, job: Job, on_sample: Callable[[int], None] = lamb
             if shard_digest(task.path) != task.digest:
                 raise _changed(task)
             skipped: list[Skipped] = []
-            samples = signals_of_shard(teacher, task.path, capture_settings(teacher, job.options), job.options, skipped.append)
+            samples = signals_of_shard(
+                teacher, task.path, capture_settings(teacher, job.options), job.options, skipped.append
+            )
             n = tokens = supervised = visual = 0
             with writer.fragment(task.path.name, task.digest) as fragment:
                 with behind(fragment.add, job.options.samples_ahead) as add:
