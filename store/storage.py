@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 from compodistill.errors import StoreError
 
 BUILDING = ".building"
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 class LocalFile:
@@ -76,20 +79,19 @@ class LocalStorage:
     def create(self, path: str, data: bytes) -> bool:
         """Create an object with this content; False (and nothing changed) if there is one already."""
         target = self.root / path
-        temporary = self._write_beside(target, data)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
+        with self._written_beside(target, data) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
         fsync_directory(target.parent)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
         """Create an object or replace it whole: a reader sees the old or the new one."""
         target = self.root / path
-        os.replace(self._write_beside(target, data), target)
+        with self._written_beside(target, data) as temporary:
+            os.replace(temporary, target)
         fsync_directory(target.parent)
 
     @contextlib.contextmanager
@@ -136,15 +138,27 @@ class LocalStorage:
                 continue  # alive, or cleaned by somebody else
         with contextlib.suppress(OSError):  # other builds go on in it
             (self.root / BUILDING).rmdir()
+        places = self.root.glob("*"), (self.root / "fragments").glob("*"), (self.root / "teacher").rglob("*")
+        for path in itertools.chain(*places):
+            if TEMPORARY.fullmatch(path.name) and path.is_file():
+                with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open() as f:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
 
-    def _write_beside(self, target: Path, data: bytes) -> Path:
+    @contextlib.contextmanager
+    def _written_beside(self, target: Path, data: bytes) -> Iterator[Path]:
+        """A temporary file with this content. Its lock tells it from the leftover of a killed process."""
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
         with temporary.open("xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        return temporary
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX)
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def fsync_directory(path: Path) -> None:

@@ -122,6 +122,10 @@ class StoreWriter:
             files[path] = vouched
         self._storage.replace("teacher.json", zarr3.dump({p: list(v) for p, v in sorted(files.items())}))
 
+    def clean(self) -> None:
+        """Remove what killed writers left half-written; what living ones are at stays."""
+        self._storage.clean()
+
     def seal(self, shard_digests: Iterable[str]) -> None:
         """Write the manifest over these fragments and those already in it.
 
