@@ -174,9 +174,14 @@ def runner(cluster: ClusterOptions, options: PassOptions) -> Iterator[Runner]:
 SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,  # nothing waits on a worker, so nothing is blamed for its death
     "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.work-stealing": False,
     "distributed.worker.multiprocessing-method": "spawn",
-    "distributed.admin.low-level-log-length": 1000,  # what the scheduler remembers of 10,000 tasks
-    "distributed.scheduler.dashboard.status.task-stream-length": 100,
+    # what only a dashboard would show, and costs time and memory with every task
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.admin.system-monitor.log-length": 10,
+    "distributed.admin.log-length": 100,
+    "distributed.admin.low-level-log-length": 100,
 }
 
 

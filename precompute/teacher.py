@@ -50,6 +50,7 @@ def prepare(teacher_path: Path, store_url: str, options: PassOptions) -> Job:
     forget()  # the directory may hold another model by now
     with teacher_in_use(teacher_path, options) as (teacher, spec):
         writer = create_store(store_url, spec)
+        writer.clean()  # half-written fragments of killed passes would pile up until the seal
         with tempfile.TemporaryDirectory() as files:
             save_student_side(teacher, Path(files))
             writer.add_teacher_files(Path(files))
