@@ -101,11 +101,13 @@ class LocalStorage:
         Its lock tells builds of living processes from leftovers of killed ones.
         """
         base = self.root / BUILDING
-        base.mkdir(exist_ok=True)
-        directory = base / f"{name}.{secrets.token_hex(6)}"
-        lock = os.open(f"{directory}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        lock = None
+        while lock is None:
+            base.mkdir(exist_ok=True)
+            directory = base / f"{name}.{secrets.token_hex(6)}"
+            with contextlib.suppress(FileNotFoundError):  # `clean` of another process removed `base`
+                lock = _created_locked(Path(f"{directory}.lock"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             directory.mkdir()
             yield directory
         finally:
@@ -149,16 +151,28 @@ class LocalStorage:
     def _written_beside(self, target: Path, data: bytes) -> Iterator[Path]:
         """A temporary file with this content. Its lock tells it from the leftover of a killed process."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-        with temporary.open("xb") as f:
+        fd = None
+        while fd is None:
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+            fd = _created_locked(temporary)
+        with open(fd, "wb") as f:
             try:
-                fcntl.flock(f, fcntl.LOCK_EX)
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _created_locked(path: Path) -> int | None:
+    """A new file, locked; None if another process's `clean` took it for a leftover before the lock was ours."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if path.exists():
+        return fd
+    os.close(fd)
+    return None
 
 
 def fsync_directory(path: Path) -> None:
