@@ -52,7 +52,12 @@ def prepare(teacher_path: Path, store_url: str, options: PassOptions) -> Job:
         writer = create_store(store_url, spec)
         writer.clean()  # half-written fragments of killed passes would pile up until the seal
         with tempfile.TemporaryDirectory() as files:
-            save_student_side(teacher, Path(files))
+            try:
+                save_student_side(teacher, Path(files))
+            except Exception as error:  # libraries in Rust raise their own kinds where a disk is full
+                if isinstance(error, OSError) or "os error" not in str(error):
+                    raise
+                raise OSError(None, str(error), files) from error
             writer.add_teacher_files(Path(files))
     return Job(teacher_path, store_url, options, spec)
 
