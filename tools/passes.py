@@ -75,6 +75,7 @@ def run(
     with json_lines(log_json) as log, ExitStack() as stack:
         watcher = PassProgress(stack, len(shards), log)
         plan = precompute(shards, teacher, store, options, cluster, watcher)
+        stack.close()  # the bar's last line
         info = open_store(store).info
         facts: dict[str, Any] = {
             "store": store,
