@@ -45,9 +45,10 @@ class UsageError(CdistError):
 
 
 class DataError(CdistError):
-    """A shard or sample that cannot be used as it is."""
+    """A shard or sample that cannot be used as it is. `key` is the sample's, where one sample is to blame."""
 
     exit_code = 3
+    key = ""
 
 
 class StoreError(CdistError):

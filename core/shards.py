@@ -94,6 +94,7 @@ def iter_shard(path: str | Path, *, on_error: OnError = "stop") -> Iterator[Samp
             try:
                 sample = _read(file, entry, str(path))
             except DataError as error:
+                error.key = entry.key
                 _handle(error, on_error)
             else:
                 yield sample
@@ -168,6 +169,7 @@ def _entries(file: BufferedReader, shard: str, on_error: OnError) -> Iterator[Sh
             except ArchiveError:
                 raise
             except DataError as error:
+                error.key = key
                 _handle(error, on_error)
             else:
                 yield entry

@@ -60,6 +60,7 @@ class Fragment:
             raise self._damaged("zarr.json", f"belongs to shard {attributes['shard_sha256']}")
         self.shard_digest, self.shard_name = shard_digest, attributes["shard_name"]
         self.spec, self.fidelity = attributes["spec"], attributes["fidelity"]
+        self.skipped: list[tuple[str, str]] = attributes["skipped"]  # (key, reason) of samples without signals
         self.objects: dict[str, tuple[int, str]] = attributes["objects"]
         try:
             self.table = Table(**{name: self._whole(name) for name in TABLE_ARRAYS})
@@ -182,7 +183,8 @@ class Fragment:
             objects = {path: (int(size), str(sha)) for path, (size, sha) in attributes["objects"].items()}
             if set(objects) != paths or not all(DIGEST.fullmatch(sha) for _, sha in objects.values()):
                 raise self._damaged("zarr.json", "lists other objects than its arrays have")
-            return members, attributes | {"objects": objects}
+            skipped = [(str(key), str(reason)) for key, reason in attributes.get("skipped", [])]
+            return members, attributes | {"objects": objects, "skipped": skipped}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise self._damaged("zarr.json", f"is not a fragment's metadata ({type(e).__name__}: {e})") from e
 

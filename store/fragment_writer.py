@@ -48,6 +48,7 @@ class FragmentBuilder:
         self._table, self._fidelity = TableBuilder(), Fidelity(spec)
         self._shards: dict[tuple[str, int], tuple[_HashedFile, zarr3.ShardWriter]] = {}
         self._objects: dict[str, list[Any]] = {}
+        self._skipped: list[list[str]] = []
 
     def __len__(self) -> int:
         return len(self._table)
@@ -68,6 +69,12 @@ class FragmentBuilder:
         positions = [signals.supervised_positions, signals.query_positions, signals.visual_positions]
         places = [self._append(s, p) for s, p in zip(("logits", "attention"), payloads, strict=True)]
         self._table.add(signals.key, signals.digest, positions, places)
+
+    def skip(self, key: str, reason: str) -> None:
+        """Note that the shard has a sample without signals. `key` is empty where what is left out has no name."""
+        if key:
+            self._table.check_key(key)  # no key has signals and is skipped
+        self._skipped.append([key, reason])
 
     def finish(self) -> None:
         """Write what follows the last sample: shard indices, the table, metadata.
@@ -102,6 +109,7 @@ class FragmentBuilder:
             "columns": list(COLUMNS),
             "spec": self._spec.model_dump(mode="json", include={"rows", "groups", "top_k", "codec", "vocab_size"}),
             "fidelity": self._fidelity.summary(),
+            **({"skipped": self._skipped} if self._skipped else {}),
             "objects": dict(sorted(self._objects.items())),
         }
         self._write("zarr.json", zarr3.dump(zarr3.group_metadata({"cdist": attributes}, members)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 from compodistill.errors import StoreError
 
 BUILDING = ".building"
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 class LocalFile:
@@ -76,20 +79,19 @@ class LocalStorage:
     def create(self, path: str, data: bytes) -> bool:
         """Create an object with this content; False (and nothing changed) if there is one already."""
         target = self.root / path
-        temporary = self._write_beside(target, data)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
+        with self._written_beside(target, data) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
         fsync_directory(target.parent)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
         """Create an object or replace it whole: a reader sees the old or the new one."""
         target = self.root / path
-        os.replace(self._write_beside(target, data), target)
+        with self._written_beside(target, data) as temporary:
+            os.replace(temporary, target)
         fsync_directory(target.parent)
 
     @contextlib.contextmanager
@@ -99,11 +101,13 @@ class LocalStorage:
         Its lock tells builds of living processes from leftovers of killed ones.
         """
         base = self.root / BUILDING
-        base.mkdir(exist_ok=True)
-        directory = base / f"{name}.{secrets.token_hex(6)}"
-        lock = os.open(f"{directory}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        lock = None
+        while lock is None:
+            base.mkdir(exist_ok=True)
+            directory = base / f"{name}.{secrets.token_hex(6)}"
+            with contextlib.suppress(FileNotFoundError):  # `clean` of another process removed `base`
+                lock = _created_locked(Path(f"{directory}.lock"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             directory.mkdir()
             yield directory
         finally:
@@ -136,15 +140,39 @@ class LocalStorage:
                 continue  # alive, or cleaned by somebody else
         with contextlib.suppress(OSError):  # other builds go on in it
             (self.root / BUILDING).rmdir()
+        places = self.root.glob("*"), (self.root / "fragments").glob("*"), (self.root / "teacher").rglob("*")
+        for path in itertools.chain(*places):
+            if TEMPORARY.fullmatch(path.name) and path.is_file():
+                with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open() as f:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
 
-    def _write_beside(self, target: Path, data: bytes) -> Path:
+    @contextlib.contextmanager
+    def _written_beside(self, target: Path, data: bytes) -> Iterator[Path]:
+        """A temporary file with this content. Its lock tells it from the leftover of a killed process."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-        with temporary.open("xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        return temporary
+        fd = None
+        while fd is None:
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+            fd = _created_locked(temporary)
+        with open(fd, "wb") as f:
+            try:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _created_locked(path: Path) -> int | None:
+    """A new file, locked; None if another process's `clean` took it for a leftover before the lock was ours."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if path.exists():
+        return fd
+    os.close(fd)
+    return None
 
 
 def fsync_directory(path: Path) -> None:

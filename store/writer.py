@@ -47,11 +47,17 @@ def create_store(url: str | Path, spec: StoreSpec) -> StoreWriter:
 
 
 class FragmentWriter:
-    """Takes the samples of one shard, in the shard's order."""
+    """Takes the samples of one shard, in the shard's order, and the keys of those left out.
+
+    Attributes:
+        n_bytes: of the fragment, once it is published.
+    """
 
     def __init__(self, builder: FragmentBuilder) -> None:
         self._builder = builder
         self.add = builder.add
+        self.skip = builder.skip
+        self.n_bytes = 0
 
 
 class StoreWriter:
@@ -80,12 +86,14 @@ class StoreWriter:
         with self._storage.building(shard_digest) as directory:
             builder = FragmentBuilder(directory, self.spec, shard_name, shard_digest)
             try:
-                yield FragmentWriter(builder)
+                writer = FragmentWriter(builder)
+                yield writer
                 builder.finish()
             finally:
                 builder.abandon()
             built = Fragment(LocalStorage(directory), shard_digest, path=".")
             built.verify()
+            writer.n_bytes = built.nbytes
             if not self._storage.publish(directory, path_of(shard_digest)):
                 published = Fragment(self._storage, shard_digest)
                 if published.metadata_sha256 != built.metadata_sha256:
@@ -113,6 +121,10 @@ class StoreWriter:
                     )
             files[path] = vouched
         self._storage.replace("teacher.json", zarr3.dump({p: list(v) for p, v in sorted(files.items())}))
+
+    def clean(self) -> None:
+        """Remove what killed writers left half-written; what living ones are at stays."""
+        self._storage.clean()
 
     def seal(self, shard_digests: Iterable[str]) -> None:
         """Write the manifest over these fragments and those already in it.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from compodistill.store.spec import Codec, Rows
+
+FILE = click.Path(path_type=Path)
 
 
 @click.command()
 @click.option(
     "--shards", required=True, multiple=True, help="WebDataset shards; globs and {000..099} ranges may be quoted."
 )
-@click.option("--teacher", required=True, type=click.Path(path_type=Path), help="Model directory of the teacher.")
+@click.option("--teacher", required=True, type=FILE, help="Model directory of the teacher.")
 @click.option("--store", required=True, help="Where the store is written.")
 @click.option(
     "--student-layers",
@@ -45,7 +48,7 @@ from compodistill.store.spec import Codec, Rows
     show_default=True,
     help="Samples a forward pass on a GPU; on the CPU it is one.",
 )
-@click.option("--max-length", type=click.IntRange(2), help="Refuse samples with more tokens.")
+@click.option("--max-length", type=click.IntRange(2), help="Samples with more tokens cannot be used (see --on-error).")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -54,6 +57,40 @@ from compodistill.store.spec import Codec, Rows
     help="The teacher's numeric type.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Worker processes on this machine. Default: one a GPU with --device cuda, else this process alone.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="CPU threads of each worker's forward pass; part of the fingerprint, as it changes last bits. "
+    "Use more cores by more --workers.",
+)
+@click.option("--scheduler", default="", help="A running Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT.")
+@click.option("--tls-ca", default="", help="PEM file: certificate authority of a tls:// scheduler.")
+@click.option("--tls-cert", default="", help="PEM file: this client's certificate.")
+@click.option("--tls-key", default="", help="PEM file: its key.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="A sample that cannot be used ends the pass, or is left out and listed in the store.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what it would take in time and bytes; writes nothing.")
+@click.option(
+    "--estimate-from",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Samples --dry-run runs the teacher on; 0 only counts.",
+)
+@click.option("--log-json", type=FILE, help="Append progress and each shard's receipt to this file, one JSON a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(
     shards: tuple[str, ...],
     teacher: Path,
@@ -67,34 +104,48 @@ def command(
     max_length: int | None,
     dtype: str,
     device: str,
+    workers: int | None,
+    threads: int,
+    scheduler: str,
+    tls_ca: str,
+    tls_cert: str,
+    tls_key: str,
+    on_error: Any,
+    dry_run: bool,
+    estimate_from: int,
+    log_json: Path | None,
+    as_json: bool,
 ) -> None:
     """Run the teacher once over SHARDS and write its signals to a sealed store.
 
-    Running the same command again goes on where it stopped: finished shards are recognised by their content.
+    Running the same command again goes on where it stopped: finished shards are recognised by their content. More
+    shards extend a store.
     """
-    from compodistill.shards import expand_shards, index_shard
-    from compodistill.tools.progress import progress
+    from compodistill.errors import UsageError
+    from compodistill.shards import expand_shards
 
     if per_layer and student_layers is not None:
         raise click.UsageError("--per-layer and --student-layers exclude each other")
+    if scheduler and workers is not None:
+        raise click.UsageError("--scheduler and --workers exclude each other: the scheduler has its own workers")
     paths = expand_shards(list(shards))
-    counts = {path: len(index_shard(path).entries) for path in paths}
+    if not teacher.is_dir() and not scheduler:
+        raise UsageError(f"no model directory at {teacher}", remedy="give the path of a Hugging Face model directory")
 
-    from compodistill.precompute.run import PassOptions, precompute
-    from compodistill.store.reader import open_store
+    from compodistill.precompute.options import ClusterOptions, PassOptions
+    from compodistill.tools import passes
 
     options = PassOptions(
-        student_layers, attention_rows, top_k, codec, batch_size, max_length, dtype=dtype, device=device
+        *(student_layers, attention_rows, top_k, codec, batch_size, max_length),
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        on_error=on_error,
     )
-    with progress("precompute", sum(counts.values()), "samples") as meter:
-        precompute(
-            paths,
-            teacher,
-            store,
-            options,
-            on_sample=lambda shard, tokens: meter.advance(1, tokens, shard.name),
-            on_finished=lambda shard: meter.advance(counts[shard], note=f"{shard.name} was finished"),
-        )
-    info = open_store(store).info
-    size = info.n_bytes / info.n_samples
-    click.echo(f"{store}: sealed, {info.n_samples} samples in {len(paths)} fragments, {size:,.0f} bytes a sample")
+    if workers is None:
+        workers = 0 if device == "cuda" and not dry_run and not scheduler else 1
+    cluster = ClusterOptions(workers, scheduler, tls_ca, tls_cert, tls_key)
+    if dry_run:
+        passes.estimate(paths, teacher, store, options, workers, estimate_from, as_json)
+    else:
+        passes.run(paths, teacher, store, options, cluster, log_json, as_json)
