@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from compodistill.errors import CdistError, UsageError
+from compodistill.errors import UsageError
 
 if TYPE_CHECKING:
-    from compodistill.tools.evaluate import TaskResult
+    from transformers import PreTrainedModel
+
+    from compodistill.tools.evaluate.results import TaskResult
 
 
 @click.command()
-@click.option("--model", required=True, type=click.Path(), help="Directory of an image-text-to-text model.")
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path), help="Directory of an image-text-to-text model."
+)
 @click.option(
     "--task",
     "tasks",
@@ -24,17 +28,15 @@ if TYPE_CHECKING:
     help="A JSON file of questions with options; give it again for more tasks.",
 )
 @click.option(
-    "--out", type=click.Path(file_okay=False), help="Write every verdict (JSONL) and a summary per task here."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write every verdict (JSONL) and a summary per task here.",
 )
-@click.option(
-    "--batch-size", default=16, show_default=True, type=click.IntRange(min=1), help="Sequences in a batch."
-)
-@click.option(
-    "--device", default=None, help="Where to run, such as cpu or cuda:0.  [default: a GPU if there is one]"
-)
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1), help="Sequences in a batch.")
+@click.option("--device", default=None, help="Where to run, such as cpu or cuda:0.  [default: a GPU if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
-    model: str, tasks: tuple[str, ...], out: str | None, batch_size: int, device: str | None, as_json: bool
+    model: Path, tasks: tuple[str, ...], out: Path | None, batch_size: int, device: str | None, as_json: bool
 ) -> None:
     """Evaluate a model by the log-likelihood of each question's options.
 
@@ -44,25 +46,26 @@ def command(
     is the option it finds most likely as the assistant's answer, after its own chat
     template. Accuracy is reported over all questions and for each kind.
     """
-    import json
+    from compodistill.tools.console import print_json
+    from compodistill.tools.evaluate.tasks import load_task
+    from compodistill.tools.progress import progress
 
-    from compodistill.tools.evaluate import evaluate, load_task
+    loaded = [load_task(path, name) for name, path in parse_tasks(tasks).items()]  # before a model is loaded
 
-    named = parse_tasks(tasks)
-    loaded = [load_task(path, name) for name, path in named.items()]  # before minutes go into a model
+    from compodistill.tools.evaluate.scoring import evaluate
+
     vlm, processor = load_vlm(model, device)
     results = []
     for task in loaded:
-        with progress_bar(task.name, len(task), quiet=as_json) as advance:
-            results.append(evaluate(vlm, processor, task, batch_size, progress=advance))
+        with progress(f"evaluate {task.name}", len(task), "questions") as meter:
+            results.append(evaluate(vlm, processor, task, batch_size, advance=meter.advance))
     if out is not None:
         for result in results:
             result.write(out)
     if as_json:
-        summaries = {r.name: r.summary() for r in results}
-        click.echo(json.dumps({"model": str(model), "tasks": summaries}, ensure_ascii=False))
+        print_json({"model": str(model), "tasks": {r.name: r.summary() for r in results}})
     else:
-        show(str(model), results)
+        show(model, results)
 
 
 def parse_tasks(tasks: tuple[str, ...]) -> dict[str, Path]:
@@ -77,87 +80,53 @@ def parse_tasks(tasks: tuple[str, ...]) -> dict[str, Path]:
                 remedy="for instance --task pope=tasks/pope.json",
             )
         if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
-            raise UsageError(
-                f'"{name}" cannot name a task', where="--task", remedy="letters, digits, - and _"
-            )
+            raise UsageError(f'"{name}" cannot name a task', where="--task", remedy="letters, digits, - and _")
         if name in named:
-            raise UsageError(
-                f'two tasks are named "{name}"', where="--task", remedy="give them different names"
-            )
+            raise UsageError(f'two tasks are named "{name}"', where="--task", remedy="give them different names")
         named[name] = Path(path)
     return named
 
 
-def load_vlm(model: str, device: str | None = None) -> tuple:
-    """(model, processor) of a directory, refusing weights that do not fit its configuration."""
+def load_vlm(path: Path, device: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """(model, processor) of a directory, in the dtype it was saved in.
+
+    Raises:
+        UsageError: it is not an image-text-to-text model, or its weights do not fit its configuration.
+    """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    path = Path(model)
-    if not (path / "config.json").is_file():
-        raise UsageError(
-            "there is no model here (no config.json)",
-            where=model,
-            remedy="give a Hugging Face model directory",
-        )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    import compodistill.train.student  # noqa: F401  registers the students' class with transformers
+    from compodistill.models import load_config, load_processor, refuse_incomplete
+
+    load_config(path)
+    processor = load_processor(path)
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        vlm, info = AutoModelForImageTextToText.from_pretrained(path, dtype="auto", output_loading_info=True)
-    except CdistError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        message = str(error).strip().splitlines()[0][:300]
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype="auto", output_loading_info=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"not a usable image-text-to-text model: {message}",
-            where=model,
-            remedy="it must load with AutoModelForImageTextToText and AutoProcessor",
+            f"it cannot be loaded as an image-text-to-text model: {str(error)[:500]}",
+            where=str(path),
+            remedy="give a directory that AutoModelForImageTextToText.from_pretrained loads",
         ) from error
-    wrong = {
-        k: sorted(map(str, info[k]))
-        for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info.get(k)
-    }
-    if wrong:
-        listed = "; ".join(f"{k.replace('_', ' ')}: {', '.join(v[:5])}" for k, v in wrong.items())
-        raise UsageError(
-            f"the weights do not fit the configuration ({listed})",
-            where=model,
-            remedy="save model and configuration together with save_pretrained",
-        )
-    if not hasattr(processor, "tokenizer"):
-        raise UsageError(
-            "the model's processor has no tokenizer", where=model, remedy="save the whole processor beside it"
-        )
-    return vlm.to(device).eval(), processor
+    refuse_incomplete(info, path)
+    try:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:  # no such device: torch asserts where it was built without
+        raise UsageError(f"the model cannot go to {device}: {str(error)[:200]}", where="--device") from error
+    return model, processor
 
 
-class progress_bar:
-    """A bar on a terminal's stderr; silent elsewhere, so that --json and pipes stay clean."""
-
-    def __init__(self, name: str, total: int, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
-        self._task = self._bar.add_task(name, total=total)
-
-    def __enter__(self):
-        self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-
-def show(model: str, results: list[TaskResult]) -> None:
+def show(model: Path, results: list[TaskResult]) -> None:
+    """A table on stdout: each task, then its kinds."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"Accuracy of {model}", title_justify="left")
-    table.add_column("task")
-    table.add_column("kind")
+    table.add_column("task", overflow="fold")
+    table.add_column("kind", overflow="fold")
     for heading in ("questions", "accuracy %", "± s.e."):
         table.add_column(heading, justify="right")
     for result in results:
@@ -167,10 +136,10 @@ def show(model: str, results: list[TaskResult]) -> None:
             table.add_row(
                 result.name if i == 0 else "",
                 kind,
-                str(line["n"]),
+                f"{line['n']:,}",
                 f"{100 * line['accuracy']:.1f}",
                 f"{100 * line['stderr']:.1f}",
                 style="bold" if i == 0 else "",
                 end_section=i == len(rows) - 1,
             )
-    Console().print(table)
+    Console(highlight=False, markup=False).print(table)

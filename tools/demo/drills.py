@@ -35,7 +35,16 @@ def compare(scene: Scene, draws: Draws, want: bool) -> Question | None:
     return Question("compare", f"the {a.name} the {b.name}?", (f"{across} {down}",), f"{across} {down}")
 
 
+def both(scene: Scene, draws: Draws, want: bool) -> Question | None:
+    """Where two named things are, each asked as in `compare`: the step between finding and comparing."""
+    if len(scene.things) < 2:
+        return None
+    a, b = draws.sample(scene.things, 2)
+    answer = " ".join(NUMBERS[n + 1] for n in (a.row, b.row, a.column, b.column))
+    return Question("both", f"the {a.name} the {b.name} where?", (answer,), answer)
+
+
 DRILLS: dict[str, dict[str, Maker]] = {
     "finding": {"locate": locate, "name": name},
-    "comparing": {"compare": compare},
+    "comparing": {"compare": compare, "both": both},
 }

@@ -125,9 +125,7 @@ def draw_scene(*seed: int, n_objects: int = 3, grid: int = 4) -> Scene:
     for cell, (colour, shape) in zip(cells, looks, strict=True):
         size = draws.pick(tuple(SIZES))
         slack = CELL - (2 * SIZES[size] + 1) + 1
-        things.append(
-            Thing(cell // grid, cell % grid, colour, shape, size, draws.below(slack), draws.below(slack))
-        )
+        things.append(Thing(cell // grid, cell % grid, colour, shape, size, draws.below(slack), draws.below(slack)))
     return Scene(tuple(things), grid, seed)
 
 

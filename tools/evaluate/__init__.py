@@ -1,7 +1,5 @@
-"""Evaluation by the log-likelihood of options: any Hugging Face VLM directory, any file of questions."""
+"""Evaluation by the log-likelihood of options: any Hugging Face VLM directory, any file of questions.
 
-from compodistill.tools.evaluate.results import TaskResult, Verdict
-from compodistill.tools.evaluate.scoring import evaluate, score
-from compodistill.tools.evaluate.tasks import Task, TaskQuestion, load_task
-
-__all__ = ["Task", "TaskQuestion", "TaskResult", "Verdict", "evaluate", "load_task", "score"]
+`tasks` reads and checks question files, `scoring` asks a model, `results` holds what came out. Only `scoring`
+needs torch.
+"""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from compodistill.errors import UsageError
+from compodistill.errors import CdistError, UsageError
 from compodistill.tools.evaluate.results import TaskResult, Verdict
 from compodistill.tools.evaluate.tasks import Task, TaskQuestion
 
@@ -63,14 +63,9 @@ def plan(tokenizer: Any, index: int, prompt: str, texts: Sequence[str]) -> list[
         tails.append(whole[shared:])
         if shared < len(ids[0]):  # the answer's first letters melt into the prompt's last token
             tails[-1] = whole[min(shared, len(whole) - 1) :]
-    if all(
-        len(tail) == 1 and len(whole) == len(ids[0]) + 1 for tail, whole in zip(tails, ids[1:], strict=True)
-    ):
+    if all(len(tail) == 1 and len(whole) == len(ids[0]) + 1 for tail, whole in zip(tails, ids[1:], strict=True)):
         return [Row(index, prompt, tuple(enumerate(tails)), 0)]
-    return [
-        Row(index, text, ((i, tail),), len(tail))
-        for i, (text, tail) in enumerate(zip(texts, tails, strict=True))
-    ]
+    return [Row(index, text, ((i, tail),), len(tail)) for i, (text, tail) in enumerate(zip(texts, tails, strict=True))]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -78,9 +73,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @torch.inference_mode()
-def score(
-    model: Any, processor: Any, rows: Sequence[Row], images: Sequence[Image.Image | None]
-) -> list[list[float]]:
+def score(model: Any, processor: Any, rows: Sequence[Row], images: Sequence[Image.Image | None]) -> list[list[float]]:
     """For each row the log-likelihood of each of its targets, from one padded batch.
 
     Args:
@@ -96,9 +89,7 @@ def score(
         return_tensors="pt",
     )
     batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
-    batch = {
-        k: v.to(model.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()
-    }
+    batch = {k: v.to(model.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
     for row, ids in zip(rows, batch["input_ids"].tolist(), strict=True):
         if row.tail and tuple(ids[-row.tail :]) != row.targets[0][1]:
             raise UsageError(
@@ -107,18 +98,18 @@ def score(
                 remedy="scoring options needs a tokenizer that appends nothing; report this model",
             )
     keep = max(max(row.tail for row in rows), 0) + 1
-    extra = (
-        {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    )
+    extra = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits_BKC = model(**batch, **extra, use_cache=False).logits[:, -keep:].float()
+    if not logits_BKC.isfinite().all():  # an argmax over NaN would pick the first option and look like an answer
+        raise CdistError(
+            "the model gives logits that are not finite",
+            where=", ".join(sorted({row.text[-80:] for row in rows})[:1]),
+            remedy="evaluate in float32, or look at the training run",
+        )
     out = []
     for row, logits_KC in zip(rows, logits_BKC, strict=True):
-        logprobs = logits_KC[keep - 1 - row.tail :].log_softmax(
-            -1
-        )  # position j predicts the row's j-th tail token
-        out.append(
-            [sum(logprobs[j, token].item() for j, token in enumerate(tokens)) for _, tokens in row.targets]
-        )
+        logprobs = logits_KC[keep - 1 - row.tail :].log_softmax(-1)  # position j predicts the row's j-th tail token
+        out.append([sum(logprobs[j, token].item() for j, token in enumerate(tokens)) for _, tokens in row.targets])
     return out
 
 
@@ -128,7 +119,7 @@ def evaluate(
     task: Task,
     batch_size: int = 16,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> TaskResult:
     """Answers every question of a task by its most likely option.
 
@@ -136,7 +127,7 @@ def evaluate(
         model: an image-text-to-text model, in any dtype, on any device; put into eval mode.
         processor: its processor, with a chat template.
         batch_size: sequences in a forward pass. Scores do not depend on it beyond floating-point noise.
-        progress: called with (questions done, questions) after each batch.
+        advance: called with the number of questions finished since the last call.
 
     Raises:
         UsageError: the processor has no chat template, or the text cannot be scored.
@@ -154,15 +145,15 @@ def evaluate(
     has_image = [q.image is not None for q in task.questions]
     rows.sort(key=lambda row: (has_image[row.question], len(row.text)))
     scores: list[dict[int, float]] = [{} for _ in task.questions]
+    before = 0
     for part in _batches(rows, batch_size, has_image):
         images = {i: task.questions[i].load_image() for i in {row.question for row in part}}
-        for row, values in zip(
-            part, score(model, processor, part, [images[r.question] for r in part]), strict=True
-        ):
+        for row, values in zip(part, score(model, processor, part, [images[r.question] for r in part]), strict=True):
             scores[row.question].update(zip((i for i, _ in row.targets), values, strict=True))
-        if progress is not None:
+        if advance is not None:
             done = sum(len(s) == len(q.options) for s, q in zip(scores, task.questions, strict=True))
-            progress(done, len(task))
+            advance(done - before)
+            before = done
     verdicts = []
     for question, (prompt, _), found in zip(task.questions, prompts, scores, strict=True):
         values = tuple(found[i] for i in range(len(question.options)))

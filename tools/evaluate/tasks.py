@@ -62,9 +62,7 @@ def load_task(path: str | Path, name: str | None = None) -> Task:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"the question file is not JSON ({error})", where=str(path), remedy=REMEDY
-        ) from error
+        raise UsageError(f"the question file is not JSON ({error})", where=str(path), remedy=REMEDY) from error
     if not isinstance(records, list) or not records:
         raise UsageError("the question file is not a list of questions", where=str(path), remedy=REMEDY)
     root = path.absolute().parent.parent
@@ -95,9 +93,7 @@ def _question(record: Any, where: str, root: Path) -> TaskQuestion:
         or not all(isinstance(o, str) and o for o in options)
         or not 2 <= len(set(options)) == len(options)
     ):
-        raise UsageError(
-            'field "options" is not a list of two or more different texts', where=where, remedy=REMEDY
-        )
+        raise UsageError('field "options" is not a list of two or more different texts', where=where, remedy=REMEDY)
     if record["answer"] not in options:
         raise UsageError('field "answer" is not one of the options', where=where, remedy=REMEDY)
     name = record.get("image")
@@ -109,12 +105,8 @@ def _image(name: Any, where: str, root: Path) -> Path:
     if not isinstance(name, str) or not name:
         raise UsageError('field "image" is not a path', where=where, remedy=REMEDY)
     relative = PurePosixPath(name)
-    if (
-        relative.is_absolute() or ".." in relative.parts
-    ):  # a question file is data: it may not reach elsewhere
-        raise UsageError(
-            f'image "{name}" leaves its folder', where=where, remedy=f"paths are relative to {root}"
-        )
+    if relative.is_absolute() or ".." in relative.parts:  # a question file is data: it may not reach elsewhere
+        raise UsageError(f'image "{name}" leaves its folder', where=where, remedy=f"paths are relative to {root}")
     path = root / relative
     if not path.is_file():
         raise UsageError(f'image "{name}" is missing', where=where, remedy=f"paths are relative to {root}")
