@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+from compodistill.errors import UsageError
 from compodistill.tools.demo.questions import (
     COMPOSITION,
     LOCALISATION,
@@ -23,7 +24,7 @@ from compodistill.tools.demo.questions import (
     Question,
     without_picture,
 )
-from compodistill.tools.demo.scenes import SPLITS, Draws, Scene, draw_scenes, render
+from compodistill.tools.demo.scenes import NUMBERS, SPLITS, Draws, Scene, draw_scenes, render
 
 FAMILIES: dict[str, Mapping[str, Maker]] = {
     "recognition": RECOGNITION,
@@ -81,7 +82,10 @@ def task_questions(task: str, scenes: list[Scene], draws: Draws, n: int) -> list
                 out.append((index % len(scenes), question))
                 asked += 1
             elif index > 50 * (n + len(scenes)):
-                raise ValueError(f"these scenes have no question of kind {kind}")
+                raise UsageError(
+                    f"these scenes have no question of kind {kind}",
+                    remedy="scenes need two objects at least, and colours and shapes that are not all taken",
+                )
             index += 1
     return out
 
@@ -110,6 +114,9 @@ def write_world(
         turns: questions of each family in a training conversation.
         text_only: records without an image, as a fraction of `n_train`, on top of it.
     """
+    most = min(grid * grid, len(NUMBERS) - 1)
+    if not 2 <= n_objects <= most:
+        raise UsageError(f"a scene cannot have {n_objects} objects", remedy=f"2 to {most} on this grid")
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     sizes = {"train": n_train, "eval": n_eval, "val": n_eval // 2 if n_val is None else n_val}
