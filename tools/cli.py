@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shards": ("shards", "Build and check input shards."),
     "precompute": ("precompute", "Run the teacher once over shards and write its signals to a store."),
     "train": ("train", "Distil a student from a store, shards and a small language model."),
+    "evaluate": ("evaluate", "Score a model on files of questions."),
 }
 
 

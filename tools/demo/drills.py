@@ -1,50 +1,57 @@
 """Drills: terse questions that only the teacher's training asks.
 
-A full question spends twenty words to supervise one; a drill spends three to supervise three ("red circle?":
-"small two three"). Finding a named thing in the picture, and comparing two of them, is all that composition
-needs, and with drills it is learnt in minutes.
+A full question spends twenty words to supervise one; a drill spends four to supervise three ("the red circle?":
+"small two three"). Finding a named thing in the picture and comparing two of them is all that composition needs.
+A conversation of drills asks about each thing, or pair of things, once: where an answer can be had from the words
+of another question, that is what a model learns first, and for long the only thing it learns.
 """
 
 from __future__ import annotations
 
-from compodistill.tools.demo.questions import Maker, Question
-from compodistill.tools.demo.scenes import NUMBERS, Draws, Scene
+from itertools import combinations
+
+from compodistill.tools.demo.questions import Question
+from compodistill.tools.demo.scenes import NUMBERS, Draws, Scene, Thing
 
 
-def locate(scene: Scene, draws: Draws, want: bool) -> Question:
+def drill(kind: str, text: str, answer: str) -> Question:
+    return Question(kind, text, (answer,), answer)
+
+
+def locate(thing: Thing) -> Question:
     """Size, row and column of a named thing."""
-    thing = draws.pick(scene.things)
-    answer = f"{thing.size} {NUMBERS[thing.row + 1]} {NUMBERS[thing.column + 1]}"
-    return Question("locate", f"the {thing.name}?", (answer,), answer)
+    row, column = NUMBERS[thing.row + 1], NUMBERS[thing.column + 1]
+    return drill("locate", f"the {thing.name}?", f"{thing.size} {row} {column}")
 
 
-def name(scene: Scene, draws: Draws, want: bool) -> Question:
+def name(thing: Thing) -> Question:
     """The thing in a cell."""
-    thing = draws.pick(scene.things)
-    text = f"{NUMBERS[thing.row + 1]} {NUMBERS[thing.column + 1]}?"
-    return Question("name", text, (thing.name,), thing.name)
+    return drill("name", f"{NUMBERS[thing.row + 1]} {NUMBERS[thing.column + 1]}?", thing.name)
 
 
-def compare(scene: Scene, draws: Draws, want: bool) -> Question | None:
+def compare(a: Thing, b: Thing) -> Question:
     """How one named thing stands to another, across and down."""
-    if len(scene.things) < 2:
-        return None
-    a, b = draws.sample(scene.things, 2)
     across = "nothing" if a.column == b.column else "left" if a.column < b.column else "right"
     down = "nothing" if a.row == b.row else "above" if a.row < b.row else "below"
-    return Question("compare", f"the {a.name} the {b.name}?", (f"{across} {down}",), f"{across} {down}")
+    return drill("compare", f"the {a.name} the {b.name}?", f"{across} {down}")
 
 
-def both(scene: Scene, draws: Draws, want: bool) -> Question | None:
-    """Where two named things are, each asked as in `compare`: the step between finding and comparing."""
-    if len(scene.things) < 2:
-        return None
-    a, b = draws.sample(scene.things, 2)
+def both(a: Thing, b: Thing) -> Question:
+    """Where two named things are: the step between finding and comparing."""
     answer = " ".join(NUMBERS[n + 1] for n in (a.row, b.row, a.column, b.column))
-    return Question("both", f"the {a.name} the {b.name} where?", (answer,), answer)
+    return drill("both", f"the {a.name} the {b.name} where?", answer)
 
 
-DRILLS: dict[str, dict[str, Maker]] = {
-    "finding": {"locate": locate, "name": name},
-    "comparing": {"compare": compare, "both": both},
-}
+def finding(scene: Scene, draws: Draws) -> list[Question]:
+    """Each thing once, by its name or by its place."""
+    things = draws.sample(scene.things, len(scene.things))
+    return [locate(t) if draws.below(3) else name(t) for t in things]
+
+
+def comparing(scene: Scene, draws: Draws) -> list[Question]:
+    """Each pair once, in either order; at times only where the first two are, so that nothing is given away."""
+    pairs = [draws.sample(pair, 2) for pair in combinations(scene.things, 2)]
+    pairs = draws.sample(pairs, len(pairs))
+    if draws.below(3) == 0:
+        return [both(*pairs[0])]
+    return [compare(*pair) for pair in pairs]

@@ -120,7 +120,10 @@ def draw_scene(*seed: int, n_objects: int = 3, grid: int = 4) -> Scene:
     """The scene of this seed: `n_objects` things in different cells, no two with the same colour and shape."""
     draws = Draws(*seed)
     cells = draws.sample(range(grid * grid), n_objects)
-    looks = draws.sample([(c, s) for c in COLOURS for s in SHAPES], n_objects)
+    if n_objects <= min(len(COLOURS), len(SHAPES)):  # told apart by either: binding is asked for, not forced
+        looks = list(zip(draws.sample(tuple(COLOURS), n_objects), draws.sample(SHAPES, n_objects), strict=True))
+    else:
+        looks = draws.sample([(c, s) for c in COLOURS for s in SHAPES], n_objects)
     things = []
     for cell, (colour, shape) in zip(cells, looks, strict=True):
         size = draws.pick(tuple(SIZES))

@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,10 +38,10 @@ from compodistill.tools.demo.build import (
     teacher_config,
     write_student,
 )
-from compodistill.tools.demo.drills import DRILLS
+from compodistill.tools.demo.drills import comparing, finding
 from compodistill.tools.demo.questions import Question, without_picture
 from compodistill.tools.demo.scenes import COLOURS, SHAPES, SIZES, Draws, Scene, draw_scenes, render
-from compodistill.tools.demo.world import FAMILIES, ask, write_world
+from compodistill.tools.demo.world import ask, write_world
 from compodistill.tools.evaluate.scoring import evaluate
 from compodistill.tools.evaluate.tasks import load_task
 
@@ -50,22 +51,23 @@ class Stage:
     """A stretch of the curriculum.
 
     It lasts until the questions of `goal` are answered right (19 of 20), at most until this fraction of all
-    steps. Scenes have one of these numbers of objects, each is asked so many questions of each family, and a
-    conversation holds one of these numbers of them.
+    steps. A conversation is one of the `drills`, or so many questions of each family (`turns`), whole or one
+    question at a time. Scenes have one of these numbers of objects; a step takes `scale` times the usual number
+    of them, short conversations leaving room for more.
     """
 
     until: float
     goal: str
     objects: tuple[int, ...]
-    turns: dict[str, int]
-    lengths: tuple[int, ...] = (8,)
+    drills: tuple[Callable[[Scene, Draws], list[Question]], ...] = ()
+    turns: dict[str, int] = field(default_factory=dict)
+    scale: int = 1
 
 
 CURRICULUM = (
-    Stage(0.35, "locate", (1, 2, 3), {"finding": 8}),
-    Stage(0.60, "compare", (2, 3, 3), {"finding": 2, "comparing": 6}),
-    Stage(0.75, "", (3,), {"comparing": 1, "recognition": 2, "composition": 4, "localisation": 1}, (1, 8)),
-    Stage(1.00, "", (3,), {"recognition": 2, "composition": 4, "localisation": 2}, (1, 8)),
+    Stage(0.35, "locate", (1, 2, 3), (finding,), scale=4),
+    Stage(0.60, "compare", (2, 3), (comparing, comparing, finding), scale=4),
+    Stage(1.00, "", (3,), turns={"recognition": 2, "composition": 4, "localisation": 2}),
 )
 TEACHER_SEED = 7_000  # apart from the small seeds people give to worlds
 
@@ -100,7 +102,9 @@ def cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def optimiser(parameters: list[nn.Parameter], lr: float, steps: int, warmup: int = 50):
+def optimiser(
+    parameters: list[nn.Parameter], lr: float, steps: int, warmup: int = 50
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     adam = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda s: cosine(s, steps, warmup))
 
@@ -110,7 +114,7 @@ def train_vision(
     tokenizer: PreTrainedTokenizerFast,
     pixels: torch.Tensor,
     scenes: list[Scene],
-    log,
+    log: Callable[..., None],
     *,
     steps: int,
     seed: int,
@@ -120,17 +124,19 @@ def train_vision(
 
     What a cell holds is read off against the language model's own (still random) word vectors, so that visual
     features come to speak its language, as those of a CLIP or SigLIP do; where it is, by a head that is thrown
-    away. The word vectors rest.
+    away. The word vectors rest. Scores are cosines at a fixed temperature and lengths are held near those of
+    words: features that may grow without bound are told apart by these heads, but alike to attention.
     """
     labels = cell_labels(scenes)
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     words = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
     vectors = model.get_input_embeddings().weight.detach()
+    length = vectors.norm(dim=-1).mean()
     heads = {}
     for attribute, names in words.items():
         ids = [tokenizer.encode(f" {name}") for name in ("nothing", *names)]
         assert all(len(i) == 1 for i in ids), "a word of the world is not one token"
-        heads[attribute] = vectors[[i[0] for i in ids]] / vectors.norm(dim=-1).mean()
+        heads[attribute] = vectors[[i[0] for i in ids]]
     for line in ("row", "column"):
         heads[line] = nn.Parameter(0.1 * torch.randn(scenes[0].grid, vectors.shape[1]))
     trained = [*tower.parameters(), *projector.parameters(), heads["row"], heads["column"]]
@@ -141,10 +147,12 @@ def train_vision(
         features_BVD = projector(tower(pixels[rows], output_hidden_states=True).hidden_states[-1])
         losses, right = {}, {}
         for name, head in heads.items():
-            scores, target = (features_BVD @ head.T).flatten(0, 1), labels[name][rows].flatten()
+            cosines = F.normalize(features_BVD, dim=-1) @ F.normalize(head, dim=-1).T
+            scores, target = (15 * cosines).flatten(0, 1), labels[name][rows].flatten()
             losses[name] = F.cross_entropy(scores, target)
             held = labels["colour"][rows].flatten() > 0  # accuracy only where there is something
             right[name] = (scores.argmax(-1) == target)[held].float().mean()
+        losses["length"] = (features_BVD.norm(dim=-1) / length - 1).square().mean()
         loss = torch.stack(list(losses.values())).sum()
         adam.zero_grad()
         loss.backward()
@@ -172,14 +180,19 @@ class Conversations:
         `size` scenes; the last conversation of a batch is about none and has no index.
         """
         draws = Draws(*self.seed, step)
-        length, rows, asked = draws.pick(stage.lengths), [], []
-        for _ in range(size):
+        rows, asked = [], []
+        apart = draws.coin()
+        for _ in range(size * stage.scale):
             row = draws.pick(self.rows[draws.pick(stage.objects)])
-            questions = ask(self.scenes[row], draws, stage.turns, {**FAMILIES, **DRILLS})
-            for begin in range(0, len(questions), length):
-                rows.append(row)
-                asked.append(questions[begin : begin + length])
-        asked.append([without_picture(draws) for _ in range(min(length, 4))])
+            scene = self.scenes[row]
+            if stage.drills:
+                parts = [draws.pick(stage.drills)(scene, draws)]
+            else:
+                questions = ask(scene, draws, stage.turns)
+                parts = [[q] for q in questions] if apart else [questions]
+            rows += [row] * len(parts)
+            asked += parts
+        asked.append([without_picture(draws)])
         texts = []
         for i, questions in enumerate(asked):
             chat = self.processor.apply_chat_template(messages(questions, image=i < len(rows)))
@@ -201,11 +214,25 @@ def answers_only(ids: torch.Tensor, begin: int, end: int) -> torch.Tensor:
     return labels
 
 
+@torch.no_grad()
+def attend_to_the_alike(model: LlavaForConditionalGeneration) -> None:
+    """Start one head of each group with queries equal to keys, so that like attends to like.
+
+    With random projections a head has no reason to look from "red" at what is red, and a loss plateau of a thousand
+    steps passes before one does (mimetic initialisation, Trockman and Kolter, 2023, arXiv 2305.09828).
+    """
+    for layer in model.get_decoder().layers:
+        attention = layer.self_attn
+        keys = attention.k_proj.weight.unflatten(0, (-1, attention.head_dim))
+        queries = attention.q_proj.weight.unflatten(0, (-1, attention.head_dim)).unflatten(0, (len(keys), -1))
+        queries[:, 0] = keys
+
+
 def train_language(
     model: LlavaForConditionalGeneration,
     features: torch.Tensor,
     data: Conversations,
-    log,
+    log: Callable[..., None],
     *,
     steps: int,
     lr: float,
@@ -220,7 +247,8 @@ def train_language(
     body, assistant = model.model, data.tokenizer.convert_tokens_to_ids(ROLES["assistant"])
     parameters = [p for n, p in model.named_parameters() if "vision_tower" not in n]
     adam, schedule = optimiser(parameters, lr, steps, warmup=100)
-    started, losses, marks = time.process_time(), [], {}
+    started, losses = time.process_time(), list[float]()
+    marks: dict[str, list[bool]] = {}
     stages = iter(CURRICULUM)
     stage = next(stages)
     for step in range(steps):
@@ -284,8 +312,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the teacher's directory")
     parser.add_argument("--student", type=Path, help="also write the student's configuration here")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes")
-    parser.add_argument("--vision-steps", type=int, default=1_500)
+    parser.add_argument("--scenes", type=int, default=12_000, help="training scenes")
+    parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=12, help="scenes a step")
@@ -307,7 +335,7 @@ def main() -> None:
         scenes += islice(draw_scenes("train", *seed, n, n_objects=n), {1: 500, 2: args.scenes // 4}[n])
     draws = Draws(*seed, 1)
     words = [q.text + " " + q.answer for s in scenes[:4000] for q in ask(s, draws)]
-    words += [q.text + " " + q.answer for s in scenes[:500] for q in ask(s, draws, {"comparing": 1}, DRILLS)]
+    words += [q.text + " " + q.answer for s in scenes[:500] for q in comparing(s, draws)]
     words += [without_picture(draws).text for _ in range(500)]
     processor = build_processor(build_tokenizer(words))
     pixels = processor.image_processor([render(s) for s in scenes], return_tensors="pt")["pixel_values"]
@@ -322,6 +350,7 @@ def main() -> None:
     )
 
     train_vision(model, processor.tokenizer, pixels, scenes, log, steps=args.vision_steps, seed=args.seed)
+    attend_to_the_alike(model)
     data = Conversations(processor, scenes, (*seed, 2))
     features = encode(model, pixels).clone()
     train_language(model, features, data, log, steps=args.steps, lr=args.lr, batch=args.batch)

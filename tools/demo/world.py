@@ -34,12 +34,7 @@ FAMILIES: dict[str, Mapping[str, Maker]] = {
 TURNS = {"recognition": 2, "composition": 3, "localisation": 1}
 
 
-def ask(
-    scene: Scene,
-    draws: Draws,
-    turns: Mapping[str, int] = TURNS,
-    families: Mapping[str, Mapping[str, Maker]] = FAMILIES,
-) -> list[Question]:
+def ask(scene: Scene, draws: Draws, turns: Mapping[str, int] = TURNS) -> list[Question]:
     """Questions for one conversation: of each family as many as `turns` says, in random order.
 
     Families that ask about two objects are left out of a scene with one.
@@ -50,8 +45,8 @@ def ask(
             continue
         found = 0
         while found < n:
-            kind = draws.pick(tuple(families[family]))
-            question = families[family][kind](scene, draws, draws.coin())
+            kind = draws.pick(tuple(FAMILIES[family]))
+            question = FAMILIES[family][kind](scene, draws, draws.coin())
             if question is not None:
                 questions.append(question)
                 found += 1

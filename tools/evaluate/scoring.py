@@ -148,15 +148,15 @@ def evaluate(
     before = 0
     for part in _batches(rows, batch_size, has_image):
         images = {i: task.questions[i].load_image() for i in {row.question for row in part}}
-        for row, values in zip(part, score(model, processor, part, [images[r.question] for r in part]), strict=True):
-            scores[row.question].update(zip((i for i, _ in row.targets), values, strict=True))
+        for row, found in zip(part, score(model, processor, part, [images[r.question] for r in part]), strict=True):
+            scores[row.question].update(zip((i for i, _ in row.targets), found, strict=True))
         if advance is not None:
             done = sum(len(s) == len(q.options) for s, q in zip(scores, task.questions, strict=True))
             advance(done - before)
             before = done
     verdicts = []
-    for question, (prompt, _), found in zip(task.questions, prompts, scores, strict=True):
-        values = tuple(found[i] for i in range(len(question.options)))
+    for question, (prompt, _), of_option in zip(task.questions, prompts, scores, strict=True):
+        values = tuple(of_option[i] for i in range(len(question.options)))
         best = question.options[max(range(len(values)), key=values.__getitem__)]
         verdicts.append(
             Verdict(

@@ -44,8 +44,8 @@ def json_digest(out) -> str:
 
 def test_a_seed_gives_the_same_text_and_pixels_on_every_machine(world):
     out, _ = world
-    assert json_digest(out)[:16] == "JSON_DIGEST"
-    assert pixels_digest(out)[:16] == "PIXEL_DIGEST"
+    assert json_digest(out)[:16] == "e10adc609a37027b"
+    assert pixels_digest(out)[:16] == "10364379be6a559e"
 
 
 def test_another_seed_gives_another_world(world, tmp_path):
@@ -191,9 +191,10 @@ def test_a_wrong_caption_is_as_likely_as_a_right_one_for_a_blind_reader(kind):
             continue
         side = right if question.answer == "yes" else wrong
         words = re.sub(r"is it true\?", "", question.text).strip(" ?.").split()
+        content = [w for w in words if w not in ("the", "a")]
         side["n"] += 1
         side.update(set(words))
-        side["repeats a content word"] += len({*words} - {"the", "a"}) < len([w for w in words if w not in ("the", "a")])
+        side["repeats a content word"] += len({*content}) < len(content)
     assert min(right["n"], wrong["n"]) > 300
     for feature in {*right, *wrong} - {"n"}:
         p, q = right[feature] / right["n"], wrong[feature] / wrong["n"]

@@ -117,7 +117,7 @@ def test_the_prediction_is_the_likeliest_option_and_accuracy_counts_it(vlm, task
 
 
 def test_a_template_that_puts_a_space_before_the_answer_has_it_scored(vlm, task):
-    model, processor = vlm
+    _, processor = vlm
     kept = processor.chat_template
     try:
         processor.chat_template = kept.replace("{{ part['text'] }}", "{{ ' ' + part['text'] }}")
@@ -148,7 +148,8 @@ def test_summary_and_files_hold_accuracy_per_kind_and_every_score(tmp_path):
     def verdict(i: int, kind: str, correct: bool) -> Verdict:
         return Verdict(f"q{i}", kind, None, "p", ("a", "b"), (-1.0, -2.0), "a" if correct else "b", "a", correct)
 
-    result = TaskResult("t", (verdict(0, "x", True), verdict(1, "y", False), verdict(2, "x", True), verdict(3, "y", True)))
+    marks = {"x": (True, True), "y": (False, True)}
+    result = TaskResult("t", tuple(verdict(i, k, marks[k][i // 2]) for i, k in enumerate("xyxy")))
     summary = result.summary()
     assert (summary["n"], summary["accuracy"]) == (4, 0.75)
     assert {k: (v["n"], v["accuracy"]) for k, v in summary["kinds"].items()} == {"x": (2, 1.0), "y": (2, 0.5)}
