@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -98,7 +99,7 @@ def survey(
     """
     remembered = remembered or Remembered(None)
     shards = sorted(shared(lambda path: _look(store, path, remembered), paths), key=lambda s: s.digest)
-    for one, other in zip(shards, shards[1:], strict=False):
+    for one, other in pairwise(shards):
         if one.digest == other.digest:
             raise UsageError(
                 "two shards have the same content", where=f"{one.path}, {other.path}", remedy="pass each shard once"

@@ -50,9 +50,7 @@ def batches(ranks, accumulate, batch_size=8, sizes=SIZES):
     ]
     assert len({len(s) for s in streams}) == 1
     steps = range(0, len(streams[0]), accumulate)
-    return [
-        [i for a in range(accumulate) for s in streams for i in s[step + a] if i != NOTHING] for step in steps
-    ]
+    return [[i for a in range(accumulate) for s in streams for i in s[step + a] if i != NOTHING] for step in steps]
 
 
 @pytest.mark.parametrize(("ranks", "accumulate"), [(2, 1), (1, 2), (4, 1), (2, 4)])
@@ -69,5 +67,5 @@ def test_rank_without_a_sample_in_the_last_batch_still_gets_a_turn():
 
 
 def test_batch_that_cannot_be_cut_is_refused_with_the_numbers():
-    with pytest.raises(UsageError, match="batch of 8 .* 3 equal pieces on each of 2 ranks"):
+    with pytest.raises(UsageError, match=r"batch of 8 .* 3 equal pieces on each of 2 ranks"):
         MicroBatches(SIZES, seed=0, batch_size=8, accumulate=3, ranks=2)
