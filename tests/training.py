@@ -44,20 +44,19 @@ def quick(*more: str, stages: Sequence[str] = ("dft",)) -> list[str]:
     return [line.format(stage=s) for line in QUICK for s in stages] + list(more)
 
 
-def command(root: Path, out: Path, *more: str, settings: Sequence[str] = (), stage: str = "dft") -> list[str]:
-    """`cdist train` of the world; DFT of the recipe without DPT, unless told otherwise."""
-    options = ["--store", root / "store", "--shards", root / "*.tar", "--student", root / "llm-4", "--out", out]
+def command(root: Path, out: Path, *more: str, settings: Sequence[str] = (), **changes: Path) -> list[str]:
+    """Options of `cdist train` in the world; `changes` replaces store, shards or student."""
+    options = {"store": root / "store", "shards": root / "*.tar", "student": root / "llm-4", "out": out, **changes}
+    words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     values = [part for setting in settings for part in ("--set", setting)]
-    return [*map(str, options), "--recipe", str(only_dft(root)), "--stage", stage, *values, *more]
+    return [*words, "--recipe", str(only_dft(root)), *values, *more]
 
 
 def only_dft(root: Path) -> Path:
     """A recipe whose one stage has all three losses."""
     path = root / "only-dft.yaml"
-    losses = "{lm: 1.0, kl: 0.7, attention: 1.3}"
-    path.write_text(
-        f"name: only-dft\nadapter: fetched\nstages:\n  dft: {{train: [adapter, llm], losses: {losses}, learning_rate: 0.01}}\n"
-    )
+    stage = "{train: [adapter, llm], losses: {lm: 1.0, kl: 0.7, attention: 1.3}, learning_rate: 0.01}"
+    path.write_text(f"name: only-dft\nadapter: fetched\nstages:\n  dft: {stage}\n")
     return path
 
 
