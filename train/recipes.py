@@ -47,6 +47,8 @@ class Stage(_Strict):
     Attributes:
         train: the parts that learn, of `adapter` and `llm`.
         epochs, max_steps: how long; max_steps, where positive, wins.
+        batch_size: samples of one optimizer step, over all ranks: the numbers of a run do not depend on how many.
+        accumulate: pieces each rank's share of the batch is computed in, one after the other.
         tail: what the KL does with the mass outside the kept logits: one more class (`bucket`, a lower bound
             of the full KL) or none (`renormalise`, both sides scaled to the kept ids).
     """
@@ -67,17 +69,31 @@ class Stage(_Strict):
 
 
 class Recipe(_Strict):
-    """A recipe: the student's shape, its stages, and how the run behaves."""
+    """A recipe: the student's shape, its stages, and how the run behaves.
+
+    Attributes:
+        shuffle_window: samples that are shuffled together (in whole shards): more is more random, less is more
+            sequential reading.
+        workers: loader processes of each rank.
+        log_every, save_every: steps between log lines and between checkpoints; 0 saves none.
+        bf16: automatic mixed precision; the weights stay float32.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        report_to: trackers the log goes to, of `tensorboard`, `wandb`, `trackio`; where None, tensorboard if it is
+            installed.
+    """
 
     name: str
     adapter: Literal["fetched", "own"] = "fetched"
     stages: dict[StageName, Stage] = Field(min_length=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     max_length: int | None = None
+    shuffle_window: int = Field(default=16_384, ge=1)
     workers: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
+    save_every: int = Field(default=500, ge=0)
     bf16: bool = False
-    report_to: list[str] = []
+    activation_checkpointing: bool = False
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
 
     def signals(self, stage: StageName) -> set[str]:
         """The signals the losses of a stage read from the store."""

@@ -84,12 +84,23 @@ def step_losses(
     targets: Targets,
     stage: Stage,
     matching: Matching,
+    *,
+    n_positions: int | None = None,
+    n_samples: int | None = None,
+    until_backward: ExitStack | None = None,
 ) -> dict[str, torch.Tensor]:
     """The unweighted loss terms of a batch, those with a weight in the stage, and `total`, their weighted sum.
+
+    Terms are sums over this batch divided by counts: of this batch, or of a larger one it is a piece of, so that the
+    terms (and gradients) of all pieces add up to those of the whole.
 
     Args:
         forward: what is called (the student itself, or its DDP / FSDP wrapper).
         student: the module the taps are set on.
+        n_positions: supervised tokens the `lm` and `kl` terms are means over; this batch's where None.
+        n_samples: samples with visual tokens the `attention` term is a mean over; this batch's where None.
+        until_backward: closes what has to stay open until the gradient is computed: with activation checkpointing
+            the backward pass runs the layers again, and they must find the same tap.
 
     Returns:
         Scalars by name; `attention` is 1 - mean cosine over samples with visual tokens, absent where there are none.
@@ -101,16 +112,23 @@ def step_losses(
         if weights.attention > 0:
             assert targets.rows is not None
             assert targets.columns is not None
-            tap = stack.enter_context(tap_attention(student, matching.layers, targets.rows, targets.columns))
+            tap = (until_backward or stack).enter_context(
+                tap_attention(student, matching.layers, targets.rows, targets.columns)
+            )
         forward(**inputs, use_cache=False)
+    n = len(targets.labels_A)
+    share = 1.0 if n_positions is None else n / max(n_positions, 1)
     wanted = {name: getattr(weights, name) for name in ("lm", "kl") if getattr(weights, name) > 0}
-    total, terms = head_losses(
-        hidden[0],
-        student.get_output_embeddings(),
-        partial(_position_losses, targets, stage),
-        wanted,
-        behind_the_head(student),
-    )
+    total, terms = _without_gradient(student, inputs, n), {name: hidden[0].new_zeros(()) for name in wanted}
+    if n:
+        weighted, means = head_losses(
+            hidden[0],
+            student.get_output_embeddings(),
+            partial(_position_losses, targets, stage),
+            {name: weight * share for name, weight in wanted.items()},
+            behind_the_head(student),
+        )
+        total, terms = total + weighted, {name: mean * share for name, mean in means.items()}
     if tap is not None:
         assert targets.attention is not None
         cosines = [
@@ -119,9 +137,26 @@ def step_losses(
             if stored.shape[-1] > 0
         ]
         if cosines:  # a batch of text-only samples has nothing to align
-            terms["attention"] = 1 - torch.stack(cosines).mean()
+            terms["attention"] = (1 - torch.stack(cosines)).sum() / (n_samples or len(cosines))
             total = total + weights.attention * terms["attention"]
     return {**terms, "total": total}
+
+
+def _without_gradient(student: PreTrainedModel, inputs: dict[str, Any], n: int) -> torch.Tensor:
+    """0, with a zero gradient for the parameters this batch does not reach.
+
+    Where a batch has no image the adapter takes no part, and without supervised tokens nothing does: other ranks would
+    wait for gradients that never come, and an optimizer treats a missing gradient otherwise than a zero one.
+    """
+    parameters = {id(p): p for p in student.parameters() if p.requires_grad}
+    if n:
+        images = any(name.startswith("pixel_values") for name in inputs)
+        reached = [student] if images else [student.get_decoder(), student.get_output_embeddings()]
+        for module in reached:
+            for p in module.parameters():
+                parameters.pop(id(p), None)
+    zero = torch.zeros((), device=student.device)
+    return torch.stack([zero, *(p.flatten()[:0].sum().float() for p in parameters.values())]).sum()
 
 
 def _position_losses(targets: Targets, stage: Stage, logits_NC: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:

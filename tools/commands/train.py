@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,14 @@ import click
 @click.option("--config", type=click.Path(path_type=Path), help="A YAML file laid over the recipe.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="One value laid over the recipe.")
 @click.option("--allow-partial", is_flag=True, help="Train on the fragments that are there, without a seal.")
+@click.option("--resume", is_flag=True, help="Go on where a run was interrupted; finished stages are left alone.")
+@click.option(
+    "--on-missing",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do about samples without signals; those left out are counted and listed.",
+)
 def command(
     store: str,
     shards: tuple[str, ...],
@@ -41,10 +50,13 @@ def command(
     config: Path | None,
     overrides: tuple[str, ...],
     allow_partial: bool,
+    resume: bool,
+    on_missing: Literal["error", "skip"],
 ) -> None:
     """Distil a student; the teacher's checkpoint is not needed, all that is used of it is in the STORE.
 
-    Each stage leaves an ordinary Hugging Face model directory: OUT/dpt, OUT/dft, OUT/sft.
+    Each stage leaves an ordinary Hugging Face model directory: OUT/dpt, OUT/dft, OUT/sft. Runs on several
+    devices under torchrun: torchrun --nproc-per-node 8 $(which cdist) train ...
     """
     from compodistill.shards import expand_shards
 
@@ -58,5 +70,18 @@ def command(
     chosen = load_recipe(recipe, config, list(overrides))
     opened = open_store(store, allow_partial=allow_partial)
     stages = None if stage == "all" else [stage]
-    last = train(opened, paths, student, out, chosen, stages=stages, callbacks=[TrainingLog()])
-    click.echo(f"{last}: {chosen.name}, ready for from_pretrained")
+    first = os.environ.get("RANK", "0") == "0"
+    last = train(
+        opened,
+        paths,
+        student,
+        out,
+        chosen,
+        stages=stages,
+        callbacks=[TrainingLog()],
+        resume=resume,
+        on_missing=on_missing,
+        say=lambda line: click.echo(line, err=True) if first else None,
+    )
+    if first:
+        click.echo(f"{last}: {chosen.name}, ready for from_pretrained")
