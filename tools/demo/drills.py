@@ -29,6 +29,13 @@ def name(thing: Thing) -> Question:
     return drill("name", f"{NUMBERS[thing.row + 1]} {NUMBERS[thing.column + 1]}?", thing.name)
 
 
+def look(thing: Thing, by_colour: bool) -> Question:
+    """What goes with a colour, or with a shape."""
+    if by_colour:
+        return drill("look", f"the {thing.colour}?", thing.shape)
+    return drill("look", f"the {thing.shape}?", thing.colour)
+
+
 def compare(a: Thing, b: Thing) -> Question:
     """How one named thing stands to another, across and down."""
     across = "nothing" if a.column == b.column else "left" if a.column < b.column else "right"
@@ -43,9 +50,10 @@ def both(a: Thing, b: Thing) -> Question:
 
 
 def finding(scene: Scene, draws: Draws) -> list[Question]:
-    """Each thing once, by its name or by its place."""
+    """Each thing once, by its name, by its place, or by its colour or shape."""
     things = draws.sample(scene.things, len(scene.things))
-    return [locate(t) if draws.below(3) else name(t) for t in things]
+    ways = [draws.below(3) for _ in things]
+    return [(locate(t), name(t), look(t, draws.coin()))[way] for t, way in zip(things, ways, strict=True)]
 
 
 def comparing(scene: Scene, draws: Draws) -> list[Question]:
