@@ -39,7 +39,7 @@ class Plan:
 
     scenes: int = 1000
     questions: int = 100
-    steps: dict[str, int] = field(default_factory=lambda: {"dpt": 150, "dft": 900, "sft": 300})
+    steps: dict[str, int] = field(default_factory=lambda: {"dpt": 100, "dft": 600, "sft": 200})
     batch_size: int = 16
     learning_rate: float = 2e-3
     seed: int = 0
@@ -147,7 +147,8 @@ def train_students(out: Path, plan: Plan, llm: Path) -> dict[str, float]:
         print(f"$ cdist train {shlex.join(map(str, common))} --recipe {arm} --out {out / 'students' / arm} --set ...")
     sys.stdout.flush()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return dict(zip(plan.arms, pool.map(one, plan.arms), strict=True))
+        longest_first = plan.arms[::-1]
+        return dict(zip(longest_first, pool.map(one, longest_first), strict=True))
 
 
 def evaluate(out: Path, name: str, model: Path) -> dict[str, float]:
