@@ -53,6 +53,7 @@ def test_activation_checkpointing_runs_tapped_layers_again_and_changes_no_gradie
     assert len(taken) == 2 * steps * layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_two_ranks_equal_one(world, accumulate):
     """With four pieces on each rank most hold one sample: some without images, and in the last batch none at all."""
@@ -62,6 +63,7 @@ def test_two_ranks_equal_one(world, accumulate):
     same_numbers(world, name)
 
 
+@pytest.mark.slow
 def test_error_on_one_rank_ends_all_with_the_same_message(world, tmp_path):
     arguments = command(world, tmp_path / "out", settings=[*THREE_STEPS, "max_length=30"])
     done = launch(arguments, ranks=2, check=False)
