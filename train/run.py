@@ -79,6 +79,7 @@ def train(
         raise UsageError(
             f"recipe {recipe.name} has no stage {unknown[0]!r}", remedy=f"its stages: {', '.join(planned)}"
         )
+    _refuse_sharding()
     if not resume:
         _refuse_leftovers(out, wanted)
     trackers = _trackers(recipe)
@@ -154,6 +155,18 @@ def _refuse_leftovers(out: Path, wanted: Sequence[StageName]) -> None:
                 f"stage {stage} was interrupted after step {checkpoint_step(checkpoint)}",
                 where=str(checkpoint),
                 remedy="--resume goes on from there; to begin anew, choose another --out or remove it",
+            )
+
+
+def _refuse_sharding() -> None:
+    """Say no to what `accelerate launch` was asked for and the losses cannot do."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+            raise UsageError(
+                f"cdist train does not run under {name}: the losses read the LM head's weight outside its forward, "
+                "where a sharded model does not hold it",
+                where=f"ACCELERATE_USE_{name}",
+                remedy="use torchrun (DDP), with activation_checkpointing and accumulate where memory is short",
             )
 
 

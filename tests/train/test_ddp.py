@@ -1,11 +1,14 @@
 """The numbers of a run do not depend on how it is computed: ranks, pieces, activation checkpointing."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from training import build, command, history, launch, quick
 
+from compodistill.attention import Tap
+from compodistill.groups import understanding_layers
 from compodistill.tools.cli import cli
 
 THREE_STEPS = quick("stages.dft.max_steps=3")  # the third is the epoch's last batch: 6 of 8 samples
@@ -40,11 +43,17 @@ def test_accumulated_pieces_equal_the_whole_batch(world, accumulate):
     same_numbers(world, f"pieces-{accumulate}")
 
 
-def test_activation_checkpointing_changes_no_gradient(world):
+def test_activation_checkpointing_runs_tapped_layers_again_and_changes_no_gradient(world, monkeypatch):
+    taken = []
+    take = Tap.take
+    monkeypatch.setattr(Tap, "take", lambda self, *a, **k: (taken.append(torch.is_grad_enabled()), take(self, *a, **k)))
     run(world, "checkpointing", settings=["activation_checkpointing=true"])
     same_numbers(world, "checkpointing")
+    steps, layers = 3, len(understanding_layers(4))
+    assert len(taken) == 2 * steps * layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_two_ranks_equal_one(world, accumulate):
     """With four pieces on each rank most hold one sample: some without images, and in the last batch none at all."""
@@ -54,6 +63,7 @@ def test_two_ranks_equal_one(world, accumulate):
     same_numbers(world, name)
 
 
+@pytest.mark.slow
 def test_error_on_one_rank_ends_all_with_the_same_message(world, tmp_path):
     arguments = command(world, tmp_path / "out", settings=[*THREE_STEPS, "max_length=30"])
     done = launch(arguments, ranks=2, check=False)
