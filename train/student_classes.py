@@ -94,9 +94,7 @@ class _WithFetchedAdapter:
             projector = type(projector)(middle)
         # a bias where the teacher's last layer has one, so that the two can always be folded into one layer
         bias = projector.get_submodule(family.last).bias is not None
-        set_projector(
-            self, FetchedAdapter(projector, config.teacher_width, config.text_config.hidden_size, bias=bias)
-        )
+        set_projector(self, FetchedAdapter(projector, config.teacher_width, config.text_config.hidden_size, bias=bias))
         self.post_init()
 
 

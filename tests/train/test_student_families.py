@@ -82,9 +82,7 @@ def test_dft_step_equals_the_step_with_the_teacher_in_memory(family, adapter, tm
     for student in (offline_student, online_student):
         freeze_all_but(student, ["adapter", "llm"])
         student.train()
-    offline = step_losses(
-        offline_student, offline_student, case.inputs, captured_targets(case), STAGE, matching()
-    )
+    offline = step_losses(offline_student, offline_student, case.inputs, captured_targets(case), STAGE, matching())
     online = online_losses(case, online_student)
     assert offline.keys() == online.keys()
     for name in offline:
