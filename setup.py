@@ -17,6 +17,6 @@ setup(
     package_data={
         "compodistill": ["py.typed"],
         "compodistill.train": ["recipes/*.yaml"],
-        "compodistill.tools": ["report/templates/*", "demo/teacher/*", "demo/student/*"],
+        "compodistill.tools": ["report/templates/*", "demo/teacher/*", "demo/student/*", "export/*.template"],
     },
 )

@@ -26,7 +26,6 @@ VISION_FILE = "vision.safetensors"  # among a store's teacher files: vision towe
 # model type -> where its vision-to-LLM module (adapter, projector, connector, merger) hangs
 PROJECTORS = {
     "llava": "model.multi_modal_projector",
-    "cdist_llava": "model.multi_modal_projector",  # our students; registered by compodistill.train.student
     "llava_next": "model.multi_modal_projector",
     "llava_onevision": "model.multi_modal_projector",
     "internvl": "model.multi_modal_projector",
@@ -38,6 +37,8 @@ PROJECTORS = {
     "qwen2_5_vl": "model.visual.merger",
     "qwen3_vl": "model.visual.merger",
 }
+# our students, registered with transformers by compodistill.train.student
+PROJECTORS |= {f"cdist_{name}": where for name, where in PROJECTORS.items()}
 
 
 @dataclass(frozen=True)

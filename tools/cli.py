@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "precompute": ("precompute", "Run the teacher once over shards and write its signals to a store."),
     "train": ("train", "Distil a student from a store, shards and a small language model."),
     "evaluate": ("evaluate", "Score a model on files of questions."),
+    "export": ("export", "Write a student in the form other tools load."),
 }
 
 

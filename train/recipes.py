@@ -68,10 +68,24 @@ class Stage(_Strict):
     max_grad_norm: float = Field(default=1.0, gt=0)
 
 
+class Lora(_Strict):
+    """Low-rank adaptation of the language model: in every stage that trains `llm`, merged at the stage's end.
+
+    Attributes:
+        targets: names of the decoder's layers (`q_proj`, ...); every linear layer where None.
+    """
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(default=None, min_length=1)
+
+
 class Recipe(_Strict):
     """A recipe: the student's shape, its stages, and how the run behaves.
 
     Attributes:
+        lora: low-rank adaptation of the language model; full fine-tuning where None.
         shuffle_window: samples that are shuffled together (in whole shards): more is more random, less is more
             sequential reading.
         workers: loader processes of each rank.
@@ -84,6 +98,7 @@ class Recipe(_Strict):
 
     name: str
     adapter: Literal["fetched", "own"] = "fetched"
+    lora: Lora | None = None
     stages: dict[StageName, Stage] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     max_length: int | None = None

@@ -30,6 +30,7 @@ from compodistill.train.card import model_card
 from compodistill.train.checkpoints import checkpoint_step, last_checkpoint
 from compodistill.train.identity import check_identity, run_identity
 from compodistill.train.join import BatchReader, Collator, JoinedDataset
+from compodistill.train.lora import merge_lora
 from compodistill.train.order import MicroBatches
 from compodistill.train.recipes import STAGES, Recipe, StageName
 from compodistill.train.step import match
@@ -219,7 +220,7 @@ def _train_stage(
 ) -> None:
     recipe, name, spec = run.recipe, run.name, run.store.info.spec
     matching = match(len(student.get_decoder().layers), spec.groups, spec.per_layer)
-    freeze_all_but(student, list(recipe.stages[name].train))
+    freeze_all_but(student, list(recipe.stages[name].train), recipe.lora.model_dump() if recipe.lora else None)
     with _working_directory(run) as checkpoint:
         trainer = DistilTrainer(
             model=student,
@@ -234,6 +235,7 @@ def _train_stage(
         with _checkpointed_activations(student, recipe.activation_checkpointing):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)  # its forward is its own again
+        merge_lora(student)
         if run.ranks.is_main_process:
             _publish(run, student, processor, trainer.state.log_history)
         run.ranks.wait_for_everyone()
@@ -280,6 +282,7 @@ def _publish(run: _Run, student: PreTrainedModel, processor: Any, log: list[dict
     processor.save_pretrained(new)
     history = [h for h in log if "loss" in h]
     summary = {"recipe": run.recipe.model_dump(), "stage": run.name, "history": history, "run": run.identity}
+    summary["teacher"] = run.store.info.spec.teacher.model_dump()
     (new / LOG_FILE).write_text(json.dumps(summary, indent=1))
     last = history[-1] if history else {}
     (new / "README.md").write_text(model_card(run.store.info, run.recipe, run.name, run.identity, last))

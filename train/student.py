@@ -6,72 +6,25 @@ module that brings them to the student's width (teacher adapter fetch, CompoDist
 
 from __future__ import annotations
 
-import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from compodistill.attention import use_tappable_attention
 from compodistill.errors import MismatchError, UsageError
-from compodistill.models import VISION_FILE, load_config, load_processor, projector_name, refuse_incomplete
+from compodistill.models import PROJECTORS, VISION_FILE, load_config, vision_side
 from compodistill.store.reader import Store
+from compodistill.train.language import check_vocabulary, fit_text_config, load_language_model
+from compodistill.train.lora import apply_lora
+from compodistill.train.student_classes import FAMILIES, STUDENTS, FetchedAdapter, projector_of, student_config
 
 ADAPTERS = ("fetched", "own")
-
-
-class FetchedAdapter(nn.Module):
-    """The teacher's adapter followed by the student's: (..., vision width) -> (..., student width)."""
-
-    def __init__(self, teacher: nn.Module, teacher_width: int, student_width: int) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.student = nn.Linear(teacher_width, student_width)
-
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.student(self.teacher(*args, **kwargs))
-
-
-class CdistLlavaConfig(LlavaConfig):
-    """LLaVA's configuration and the width of the teacher's language model, which its adapter was made for."""
-
-    model_type = "cdist_llava"
-    teacher_width: int = 4096
-
-
-class CdistLlavaForConditionalGeneration(LlavaForConditionalGeneration):
-    """LLaVA with a fetched teacher adapter; loads, saves and generates like any other transformers model."""
-
-    config_class = CdistLlavaConfig
-
-    def __init__(self, config: CdistLlavaConfig) -> None:
-        super().__init__(config)
-        middle = copy.deepcopy(config)
-        middle.text_config.hidden_size = config.teacher_width
-        projector = type(self.model.multi_modal_projector)(middle)
-        self.model.multi_modal_projector = FetchedAdapter(
-            projector, config.teacher_width, config.text_config.hidden_size
-        )
-        self.post_init()
-
-
-AutoConfig.register(CdistLlavaConfig.model_type, CdistLlavaConfig)
-AutoModelForImageTextToText.register(CdistLlavaConfig, CdistLlavaForConditionalGeneration)
-AutoProcessor.register(CdistLlavaConfig, LlavaProcessor)
+NEWLINE = "model.image_newline"  # LLaVA-NeXT and OneVision: a learned vector of the LLM's width at the end of each row
 
 
 class Student:
@@ -90,110 +43,148 @@ class Student:
 
         Raises:
             UsageError: the directory is no causal language model, or its checkpoint does not fit.
-            MismatchError: tokenizer or vocabulary disagree with the teacher's.
+            MismatchError: tokenizer, vocabulary or type of the language model disagree with the teacher's.
         """
-        torch.manual_seed(seed)
-        llm, teacher_dir = Path(llm), store.teacher_dir()
-        teacher_config = load_config(teacher_dir)
-        text = _language_model(llm)
-        _check_tokenizer(llm, teacher_dir)
-        if text.config.vocab_size < teacher_config.text_config.vocab_size:
-            text.resize_token_embeddings(teacher_config.text_config.vocab_size, mean_resizing=False)
-        student = _assemble(teacher_config, text.config, adapter, teacher_dir)
-        _load_vision(student, teacher_dir, projector_name(teacher_config, teacher_dir), adapter)
-        _load_language(student, text)
-        use_tappable_attention(student)
-        return student
+        return build_student(store.teacher_dir(), Path(llm), adapter=adapter, seed=seed)
 
 
-def trainable_parts(student: PreTrainedModel) -> dict[str, list[nn.Module]]:
-    """The modules a recipe's `train` list can name: `adapter` and `llm`."""
-    projector = student.model.multi_modal_projector
-    adapter = projector.student if isinstance(projector, FetchedAdapter) else projector
-    return {"adapter": [adapter], "llm": [student.get_decoder(), student.get_output_embeddings()]}
-
-
-def freeze_all_but(student: PreTrainedModel, parts: list[str]) -> None:
-    """Let the named parts learn and nothing else."""
-    student.requires_grad_(False)
-    modules = trainable_parts(student)
-    for part in parts:
-        for module in modules[part]:
-            module.requires_grad_(True)
-
-
-def _language_model(llm: Path) -> PreTrainedModel:
-    config = load_config(llm)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+def build_student(teacher_dir: Path, llm: Path, *, adapter: str = "fetched", seed: int = 0) -> PreTrainedModel:
+    """`Student.from_store` from the teacher's files in a directory (config.json, processor, vision weights)."""
+    if adapter not in ADAPTERS:
+        raise UsageError(f"unknown adapter {adapter!r}", remedy=f"one of {', '.join(ADAPTERS)}")
+    torch.manual_seed(seed)
+    teacher = load_config(teacher_dir)
+    if teacher.model_type not in FAMILIES:
         raise UsageError(
-            f"model type {config.model_type!r} is not a causal language model",
-            where=str(llm),
-            remedy="--student takes a language model directory; the vision side comes from the store",
-        )
-    if any(llm.glob("*.safetensors")):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            llm, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-        refuse_incomplete(info, llm)
-        return model
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def _check_tokenizer(llm: Path, teacher_dir: Path) -> None:
-    """Where the language model brings its own tokenizer, every token must have the teacher's id."""
-    if not any((llm / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return
-    teacher = load_processor(teacher_dir).tokenizer.get_vocab()
-    student = AutoTokenizer.from_pretrained(llm, local_files_only=True).get_vocab()
-    wrong = [t for t, i in student.items() if t in teacher and teacher[t] != i]
-    foreign = [t for t in student if t not in teacher]
-    if wrong or len(foreign) > len(student) // 100:
-        token = (wrong or foreign)[0]
-        raise MismatchError(
-            f"the student's tokenizer is not the teacher's: token {token!r} is {student[token]} in the student and "
-            f"{teacher.get(token, 'absent')} in the teacher ({len(wrong)} differ, {len(foreign)} are unknown to it)",
-            where=str(llm),
-            remedy="distillation compares logits id by id: choose a language model of the teacher's family",
-        )
-
-
-def _assemble(
-    teacher_config: PreTrainedConfig, text_config: PreTrainedConfig, adapter: str, teacher_dir: Path
-) -> PreTrainedModel:
-    if teacher_config.model_type != "llava":
-        raise UsageError(
-            f"no student class for a teacher of type {teacher_config.model_type!r} yet",
+            f"no student class for a teacher of type {teacher.model_type!r}",
             where=str(teacher_dir),
+            remedy="cdist export makes a plain model of a student of ours"
+            if teacher.model_type in STUDENTS
+            else f"teachers a student can be made for: {', '.join(FAMILIES)}",
         )
-    fields = teacher_config.to_dict()
-    for name in ("model_type", "architectures", "text_config", "dtype", "transformers_version"):
-        fields.pop(name, None)
-    fields["tie_word_embeddings"] = text_config.tie_word_embeddings
-    if adapter == "own":
-        return LlavaForConditionalGeneration(LlavaConfig(**fields, text_config=text_config))
-    width = teacher_config.text_config.hidden_size
-    return CdistLlavaForConditionalGeneration(CdistLlavaConfig(**fields, text_config=text_config, teacher_width=width))
+    text = load_language_model(llm)
+    check_vocabulary(llm, text.config, teacher, teacher_dir)
+    fit_text_config(text.config, teacher, llm)  # refuses before anything is resized
+    if text.config.vocab_size < teacher.text_config.vocab_size:
+        text.resize_token_embeddings(teacher.text_config.vocab_size, mean_resizing=False)
+    student = _assemble(teacher, text.config, adapter, llm)
+    _load_vision(student, teacher_dir)
+    _load_language(student, text, llm)
+    if (teacher_dir / "generation_config.json").is_file():  # the chat template's end of turn is the teacher's
+        student.generation_config = GenerationConfig.from_pretrained(teacher_dir, local_files_only=True)
+    use_tappable_attention(student)
+    _require_same_text(student, text, llm)
+    return student
 
 
-def _load_vision(student: PreTrainedModel, teacher_dir: Path, projector: str, adapter: str) -> None:
-    weights = {}
-    for name, tensor in load_file(teacher_dir / VISION_FILE).items():
-        if name.startswith(projector + "."):
-            if adapter == "own":
-                continue
-            name = name.replace(projector, f"{projector}.teacher", 1)
-        weights[name] = tensor.float()
-    language_or_new = set(student.state_dict()) - set(weights)
-    result = student.load_state_dict(weights, strict=False)
-    if result.unexpected_keys or any("vision_tower" in k or ".teacher." in k for k in language_or_new):
+def trainable_parts(student: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
+    """The parameters a recipe's `train` list can name: `adapter` and `llm`."""
+    projector = projector_of(student)
+    adapter = list((projector.student if isinstance(projector, FetchedAdapter) else projector).parameters())
+    adapter += [p for name, p in student.named_parameters() if name == NEWLINE]
+    llm = [*student.get_decoder().parameters(), *student.get_output_embeddings().parameters()]
+    return {"adapter": adapter, "llm": llm}
+
+
+def freeze_all_but(student: PreTrainedModel, parts: list[str], lora: dict[str, Any] | None = None) -> None:
+    """Let the named parts learn and nothing else.
+
+    Args:
+        lora: where given, `llm` learns through low-rank matrices alone: the arguments of `apply_lora`.
+            `merge_lora` takes them out again.
+    """
+    student.requires_grad_(False)
+    for part in parts:
+        if part == "llm" and lora is not None:
+            continue
+        for parameter in trainable_parts(student)[part]:
+            parameter.requires_grad_(True)
+    if "llm" in parts and lora is not None:
+        learning = [p for p in student.parameters() if p.requires_grad]
+        for parameter in [*apply_lora(student, **lora), *learning]:  # peft freezes all that is not its own
+            parameter.requires_grad_(True)
+
+
+def _assemble(teacher: PreTrainedConfig, llm: PreTrainedConfig, adapter: str, where: Path) -> PreTrainedModel:
+    text_config = fit_text_config(llm, teacher, where)
+    fetched = adapter == "fetched"
+    try:
+        config = student_config(teacher, text_config, fetched=fetched, tied=llm.tie_word_embeddings)
+        model_class = STUDENTS[config.model_type][1] if fetched else FAMILIES[config.model_type].model_class
+        return model_class(config)
+    except (AttributeError, TypeError, ValueError) as e:
         raise MismatchError(
-            "the teacher's vision side in the store does not fit its own configuration: "
-            f"{sorted(result.unexpected_keys or language_or_new)[:3]}",
+            f"a {teacher.model_type} model cannot be made with a language model of type {llm.model_type}: {e}",
+            where=str(where),
+            remedy=f"choose a language model of the teacher's type, {teacher.text_config.model_type}",
+        ) from e
+
+
+def _load_vision(student: PreTrainedModel, teacher_dir: Path) -> None:
+    """The teacher's vision tower, and its projector where it is fetched."""
+    projector = PROJECTORS[student.config.model_type]
+    adapter = projector_of(student)
+    fetched = isinstance(adapter, FetchedAdapter)
+    weights = {name: tensor.float() for name, tensor in load_file(teacher_dir / VISION_FILE).items()}
+    newline = weights.pop(NEWLINE, None)
+    new = {name for name in vision_side(student) if name == NEWLINE}
+    if fetched:
+        new |= {n for n in vision_side(student) if n.startswith(f"{projector}.student.")}
+        inside, outside = f"{projector}.", f"{projector}.teacher."
+        weights = {n.replace(inside, outside, 1) if n.startswith(inside) else n: t for n, t in weights.items()}
+    else:
+        new |= {n for n in vision_side(student) if n.startswith(f"{projector}.")}
+        weights = {n: t for n, t in weights.items() if not n.startswith(f"{projector}.")}
+    wrong = sorted(weights.keys() ^ (vision_side(student).keys() - new))
+    shapes = student.state_dict()
+    wrong += [n for n, t in weights.items() if n in shapes and t.shape != shapes[n].shape]
+    if wrong:
+        raise MismatchError(
+            f"the teacher's vision side in the store does not fit its own configuration: {', '.join(wrong[:3])}",
             where=str(teacher_dir / VISION_FILE),
             remedy="write the store again with this version of cdist",
         )
+    student.load_state_dict(weights, strict=False)
+    if newline is not None and fetched:  # it stands among the projector's outputs, so it goes the same way at first
+        with torch.no_grad():
+            student.get_parameter(NEWLINE).copy_(adapter.student(newline))
 
 
-def _load_language(student: PreTrainedModel, text: PreTrainedModel) -> None:
-    student.get_decoder().load_state_dict(text.get_decoder().state_dict())
-    student.get_output_embeddings().load_state_dict(text.get_output_embeddings().state_dict())
+def _load_language(student: PreTrainedModel, text: PreTrainedModel, llm: Path) -> None:
+    try:
+        student.get_decoder().load_state_dict(text.get_decoder().state_dict())
+        student.get_output_embeddings().load_state_dict(text.get_output_embeddings().state_dict())
+    except RuntimeError as e:
+        raise MismatchError(
+            f"the language model's weights do not fit the student's decoder: {e}",
+            where=str(llm),
+            remedy="choose a language model of the teacher's text type, with an output layer without bias",
+        ) from e
+
+
+@torch.no_grad()
+def _require_same_text(student: PreTrainedModel, text: PreTrainedModel, llm: Path) -> None:
+    """On a few tokens without image the student computes what its language model computes.
+
+    Some language models do more around their decoder than a vision-language class does (scale or cap their logits),
+    and would be silently another model inside it.
+    """
+    special = {v for k, v in student.config.to_dict().items() if k.endswith(("_token_id", "_token_index"))}
+    ids = torch.tensor([[i for i in range(3, text.config.vocab_size) if i not in special][:8]])
+    more = {}
+    if "token_type_ids" in inspect.signature(student.forward).parameters:  # PaliGemma: 1 is causal text
+        more["token_type_ids"] = torch.ones_like(ids)
+    modes = student.training, text.training
+    ours = student.eval()(input_ids=ids, **more, use_cache=False).logits
+    theirs = text.eval()(input_ids=ids, use_cache=False).logits
+    student.train(modes[0])
+    text.train(modes[1])
+    off = float((ours - theirs).abs().max())
+    if not off <= 1e-3 * float(theirs.abs().max().clamp_min(1)):
+        raise MismatchError(
+            f"inside a {student.config.model_type} the language model computes something else than alone: on text "
+            f"without image their logits differ by {off:.3g}, where the largest is {float(theirs.abs().max()):.3g}",
+            where=str(llm),
+            remedy="choose a language model of another type: this one does more around its decoder than the "
+            "teacher's class would",
+        )

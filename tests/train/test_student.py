@@ -6,14 +6,21 @@ import textwrap
 import pytest
 import torch
 from tiny import llava_processor, samples, save_llava, text_config, tokenizer
-from transformers import AutoModelForImageTextToText, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForImageTextToText,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.vit.configuration_vit import ViTConfig
 
 from compodistill.errors import MismatchError, UsageError
 from compodistill.precompute.run import PassOptions, precompute
 from compodistill.store.reader import open_store
 from compodistill.tokens import collate, tokenize
-from compodistill.train.student import FetchedAdapter, Student, freeze_all_but
+from compodistill.train.student import Student, freeze_all_but
+from compodistill.train.student_classes import FetchedAdapter
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +77,42 @@ def test_language_model_without_weights_starts_at_random_by_seed(root, tmp_path)
     assert not torch.equal(a, c)
 
 
-def test_smaller_vocabulary_is_widened_to_the_teachers(root, tmp_path):
-    LlamaForCausalLM(text_config(4, 16, vocab=200)).save_pretrained(tmp_path)
+def test_slightly_smaller_vocabulary_is_widened_to_the_teachers(root, tmp_path):
+    LlamaForCausalLM(text_config(4, 16, vocab=len(tokenizer()) - 4)).save_pretrained(tmp_path)
     student = Student.from_store(open_store(root / "store"), tmp_path)
     assert student.get_output_embeddings().weight.shape[0] == len(tokenizer())
+
+
+def test_vocabulary_of_another_size_without_a_tokenizer_is_refused_with_both_sizes(root, tmp_path):
+    LlamaForCausalLM(text_config(4, 16, vocab=200)).save_pretrained(tmp_path)
+    with pytest.raises(MismatchError, match=f"has 200 tokens and the teacher's {len(tokenizer())}") as caught:
+        Student.from_store(open_store(root / "store"), tmp_path)
+    assert "tokenizer files" in caught.value.remedy
+
+
+def test_vocabulary_of_another_size_with_the_teachers_tokenizer_is_taken(root, tmp_path):
+    LlamaForCausalLM(text_config(4, 16, vocab=400)).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert Student.from_store(open_store(root / "store"), tmp_path).config.text_config.vocab_size == 400
+
+
+def test_tokenizer_that_cannot_be_loaded_is_refused(root, tmp_path):
+    shutil.copytree(root / "llm", tmp_path / "llm")
+    (tmp_path / "llm" / "tokenizer.json").write_text("{")
+    with pytest.raises(UsageError, match="tokenizer cannot be loaded"):
+        Student.from_store(open_store(root / "store"), tmp_path / "llm")
+
+
+def test_language_model_that_scales_its_logits_is_refused_with_the_difference(root, tmp_path):
+    config = Gemma2Config(**{**text_config(4, 16).to_dict(), "head_dim": 8, "final_logit_softcapping": 0.5})
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(MismatchError, match="logits differ by"):
+        Student.from_store(open_store(root / "store"), tmp_path)
+
+
+def test_end_of_turn_of_the_teacher_is_the_students(root):
+    student = Student.from_store(open_store(root / "store"), root / "llm")
+    assert student.generation_config.eos_token_id == 5
 
 
 def test_language_model_with_another_tokenizer_is_refused_by_token(root, tmp_path):
@@ -83,7 +122,18 @@ def test_language_model_with_another_tokenizer_is_refused_by_token(root, tmp_pat
     backend = tokenizer().backend_tokenizer
     backend.model = type(backend.model)(vocab=vocab, merges=[])
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "llm")
-    with pytest.raises(MismatchError, match="tokenizer is not the teacher's"):
+    message = r"token 'a' is .* in the student and .* in the teacher; of the student's 262 tokens 2 have another id"
+    with pytest.raises(MismatchError, match=message) as caught:
+        Student.from_store(open_store(root / "store"), tmp_path / "llm")
+    assert "teacher's family" in caught.value.remedy
+
+
+def test_tokenizer_with_foreign_tokens_is_refused_by_token(root, tmp_path):
+    shutil.copytree(root / "llm", tmp_path / "llm")
+    added = tokenizer()
+    added.add_tokens([f"word{i}" for i in range(9)])
+    added.save_pretrained(tmp_path / "llm")
+    with pytest.raises(MismatchError, match=r"'word.' is .* in the student and absent in the teacher"):
         Student.from_store(open_store(root / "store"), tmp_path / "llm")
 
 
