@@ -17,6 +17,7 @@ from compodistill.errors import StoreError
 
 LAYOUT = 1
 FILL = 255
+WORTH_A_CUT = 8192
 
 
 def pack(sections: Sequence[np.ndarray]) -> bytes:
@@ -30,6 +31,14 @@ def pack(sections: Sequence[np.ndarray]) -> bytes:
         parts += [data, bytes(-len(data) % 4)]
     parts[0] = header.tobytes()
     return b"".join(parts)
+
+
+def cuts(payload: bytes) -> list[int]:
+    """Offsets at which large sections of a payload start: a compressor does well to start anew there."""
+    n_sections = payload[1]
+    lengths = np.frombuffer(payload, "<u4", n_sections, 4).astype(np.int64)
+    starts = 4 * (1 + n_sections) + np.concatenate([[0], (lengths + -lengths % 4).cumsum()])
+    return [int(start) for start, n in zip(starts[:-1], lengths, strict=True) if n >= WORTH_A_CUT]
 
 
 def unpack(payload: bytes | memoryview | np.ndarray, n_sections: int) -> list[np.ndarray]:
