@@ -1,10 +1,10 @@
 """Signals the benchmarks of the store are measured on: of a real language model, and made up by a generator.
 
-The real ones are those of the teacher `benchmarks/real/models.py` assembles around SmolLM2-135M-Instruct, on the 20
+The real ones are those of the teacher `benchmarks/real/models.py` assembles around SmolLM2-135M-Instruct, on the
 hand-written conversations over photographs and on crops and mirror images of them, at 729 visual tokens, grouped for
 a student of half the depth. Each sample is a photograph with its conversation and the next two as further turns, which
-makes about 50 answer tokens: instruction data for these models have several questions to a picture. Its vocabulary of 49,153 is spread over 151,936 (that of Qwen) by a fixed permutation, so
-that ids cost what they would there.
+makes about 50 answer tokens: instruction data for these models have several questions to a picture. The vocabulary of
+49,153 is spread over 151,936 (that of Qwen) by a fixed permutation, so that ids cost what they would there.
 """
 
 from __future__ import annotations
@@ -153,22 +153,21 @@ def generated(n: int, n_groups: int = 8, n_answers: int = 40, seed: int = 0) -> 
         weights = np.exp((salience_GV + near_QV + noise).astype(np.float32)) * seen_QV
         weights /= weights.sum(-1, keepdims=True) * rng.uniform(3, 5, (n_groups, len(queries), 1))
         pool = rng.permutation(VOCABULARY)[:400]
-        ids = np.stack(
-            [np.concatenate([rng.permutation(pool)[:32], 0 * pool[:32]]) for _ in range(n_answers)]
-        )
+        ids = np.stack([rng.permutation(pool)[:TOP_K] for _ in range(n_answers)])
         for row in ids:
             others = rng.permutation(VOCABULARY)[:96]
             row[32:] = others[~np.isin(others, row[:32])][:32]
             rng.shuffle(row)
         raw = -np.sort(-rng.gumbel(0, 1, (n_answers, TOP_K)) * 0.5 + np.log(np.arange(1, TOP_K + 1)) * 1.6, axis=1)
         raw = -np.sort(-raw, axis=1)
-        logprobs = (raw - np.log(np.exp(raw).sum(1, keepdims=True)) + np.log(rng.uniform(0.85, 0.999, (n_answers, 1))))
+        logprobs = raw - np.log(np.exp(raw).sum(1, keepdims=True)) + np.log(rng.uniform(0.85, 0.999, (n_answers, 1)))
+        lse = rng.normal(18, 2, n_answers)
         yield SampleSignals(
             key=f"generated-{i}",
             digest=digest(f"generated-{i}"),
             supervised_positions=np.arange(queries[-1] - n_answers, queries[-1], dtype=np.int32),
             query_positions=queries.astype(np.int32),
             visual_positions=visual.astype(np.int32),
-            logits=Logits(ids.astype(np.int32), logprobs.astype(np.float32), rng.normal(18, 2, n_answers).astype(np.float32)),
+            logits=Logits(ids.astype(np.int32), logprobs.astype(np.float32), lse.astype(np.float32)),
             attention=weights.astype(np.float32),
         )

@@ -175,6 +175,7 @@ class Store:
             spec.codec,
             len(spec.groups),
             spec.top_k,
+            spec.draws,
             spec.vocab_size,
             np.frombuffer(fragment.payload(i, "logits"), np.uint8),
             np.frombuffer(fragment.payload(i, "attention"), np.uint8),

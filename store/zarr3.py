@@ -71,7 +71,7 @@ def array_metadata(
 
 
 def compress(data: bytes, level: int, cuts: Sequence[int] = ()) -> bytes:
-    """One zstd frame with content size and checksum; a new block starts at each cut, where another kind of data does."""
+    """One zstd frame with content size and checksum; a block starts at each cut, where another kind of data does."""
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     if not cuts:
         return compressor.compress(data)

@@ -30,8 +30,8 @@ from compodistill.errors import StoreError
 from compodistill.store.payload import pack, typed, unpack
 
 STEP = {"compact": 0.0105, "fine": 0.005}
-DIFFUSE = 12  # the L1 over the L2 norm from which on rows get finer steps
-ROUNDING = 0.4
+DIFFUSE = 10  # the L1 over the L2 norm from which on rows get finer steps
+ROUNDING = 0.45
 N_CENTROIDS = 16
 OCTAVE = 256  # steps lie on a grid of 2 ** (1 / OCTAVE)
 ZERO_ROW = 65_535

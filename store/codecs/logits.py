@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 
 from compodistill.errors import StoreError
-from compodistill.store.payload import pack, typed, unpack
+from compodistill.store.payload import joined, pack, planes, typed, unpack
 from compodistill.store.signals import Logits
 
 FINEST = {"compact": 1 / 420, "fine": 1 / 1800}
@@ -45,13 +45,13 @@ def encode(logits: Logits, codec: str) -> bytes:
     least_A = codes_AK.max(1)
     return pack(
         [
-            _planes(logits.lse.astype("<f4").view("<u4"), 4),
-            _planes(kept_mass(logits.logprobs).astype("<f4").view("<u4"), 4),
-            _planes(least_A),
+            planes(logits.lse.astype("<f4").view("<u4"), 4),
+            planes(kept_mass(logits.logprobs).astype("<f4").view("<u4"), 4),
+            planes(least_A),
             np.array([len(listed)], "<u4"),
-            _planes(np.diff(listed, prepend=0)),
-            _planes(np.diff(index_AK, axis=1, prepend=-1) - 1),
-            _planes(least_A[:, None] - codes_AK),
+            planes(np.diff(listed, prepend=0)),
+            planes(np.diff(index_AK, axis=1, prepend=-1) - 1),
+            planes(least_A[:, None] - codes_AK),
         ]
     )
 
@@ -107,35 +107,19 @@ def _decode_grid(payload: bytes | np.ndarray, shape: tuple[int, int], codec: str
     n = shape[0]
     lse, mass, least, count, listed, gaps, values = unpack(payload, 7)
     n_listed = int(typed(count, "<u4", (1,), "n")[0])
-    ids = _joined(listed, (n_listed,), "list").cumsum()
-    index_AK = (_joined(gaps, shape, "gaps") + 1).cumsum(1) - 1
+    ids = joined(listed, (n_listed,), "list").cumsum()
+    index_AK = (joined(gaps, shape, "gaps") + 1).cumsum(1) - 1
     if index_AK[:, -1].max() >= n_listed or ids[-1] >= 2**31:
         raise StoreError("the logits name ids that are not in the sample's list")
-    codes_AK = _joined(least, (n,), "least")[:, None] - _joined(values, shape, "values")
+    codes_AK = joined(least, (n,), "least")[:, None] - joined(values, shape, "values")
     if codes_AK.min() < 0:
         raise StoreError("the logits have a probability above 1")
     order = np.argsort(codes_AK, axis=1, kind="stable")
     ids_AK = np.take_along_axis(ids[index_AK], order, 1)
     logprobs_AK = from_grid(np.take_along_axis(codes_AK, order, 1), codec)
-    mass_A, lse_A = (_joined(x, (n,), name).astype("<u4").view("<f4") for x, name in ((mass, "mass"), (lse, "lse")))
+    mass_A, lse_A = (joined(x, (n,), name).astype("<u4").view("<f4") for x, name in ((mass, "mass"), (lse, "lse")))
     logprobs_AK += (mass_A - kept_mass(logprobs_AK))[:, None]
     return Logits(ids_AK.astype(np.int32), logprobs_AK, lse_A.astype(np.float32))
-
-
-def _planes(values: np.ndarray, n: int = 0) -> np.ndarray:
-    """(P, ...) uint8: the bytes of integers from 0 to 2**32 - 1, the lowest first; as many as needed if n is 0."""
-    n = n or max(1, (int(values.max()).bit_length() + 7) // 8)
-    return np.stack([values >> 8 * i & 255 for i in range(n)]).astype("u1")
-
-
-def _joined(section: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """int64 of planes of bytes; how many there are follows from the section's length."""
-    size = max(1, int(np.prod(shape)))
-    planes = typed(section, "u1", (max(1, min(4, len(section) // size)), *shape), name)
-    joined = planes[0].astype(np.int64)
-    for i, plane in enumerate(planes[1:], start=1):
-        joined |= plane.astype(np.int64) << 8 * i
-    return joined
 
 
 def kept_mass(logprobs_AK: np.ndarray) -> np.ndarray:
