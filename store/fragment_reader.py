@@ -23,7 +23,7 @@ from compodistill.store.fragment import (
     path_of,
 )
 from compodistill.store.spec import FORMAT, FORMAT_VERSION
-from compodistill.store.storage import LocalFile, LocalStorage
+from compodistill.store.storage import File, Reading
 from compodistill.store.table import COLUMNS, SIGNALS, Table
 
 TABLE_ARRAYS = {"keys": ("uint8", 2), "digests": ("uint8", 3), "samples": ("int64", 2), "runs": ("int32", 2)}
@@ -44,7 +44,7 @@ class Fragment:
 
     def __init__(
         self,
-        storage: LocalStorage,
+        storage: Reading,
         shard_digest: str,
         vouched: tuple[int, str] | None = None,
         path: str | None = None,
@@ -68,7 +68,7 @@ class Fragment:
             raise e if e.where else self._damaged("", e.what) from e
         if len(self.table) != attributes["samples"]:
             raise self._damaged("zarr.json", "counts another number of samples than the table has")
-        self._open: dict[str, tuple[LocalFile, np.ndarray]] = {}
+        self._open: dict[str, tuple[File, np.ndarray]] = {}
         self._local = threading.local()
 
     @property
@@ -123,7 +123,7 @@ class Fragment:
             self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=2**31 - 2**20)
         return self._local.decompressor
 
-    def _open_shard(self, name: str) -> tuple[LocalFile, np.ndarray]:
+    def _open_shard(self, name: str) -> tuple[File, np.ndarray]:
         path = chunk_path(name, 2)
         size, _ = self._object(path)
         n, bucket = self._members[name]["shape"]
