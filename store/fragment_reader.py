@@ -179,13 +179,15 @@ class Fragment:
                     raise self._damaged("zarr.json", f"describes an array {name!r} this version does not know")
                 if name not in TABLE_ARRAYS and len(shape) != 2:
                     raise self._damaged("zarr.json", f"describes an array {name!r} of the wrong shape")
+                if not _is_ours(name, member):
+                    raise self._damaged("zarr.json", f"gives the array {name!r} codecs or a layout it may not have")
             paths = {chunk_path(n, len(m["shape"])) for n, m in members.items()} | {f"{n}/zarr.json" for n in members}
             objects = {path: (int(size), str(sha)) for path, (size, sha) in attributes["objects"].items()}
             if set(objects) != paths or not all(DIGEST.fullmatch(sha) for _, sha in objects.values()):
                 raise self._damaged("zarr.json", "lists other objects than its arrays have")
             skipped = [(str(key), str(reason)) for key, reason in attributes.get("skipped", [])]
             return members, attributes | {"objects": objects, "skipped": skipped}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise self._damaged("zarr.json", f"is not a fragment's metadata ({type(e).__name__}: {e})") from e
 
     def _damaged(self, path: str, what: str) -> StoreError:
@@ -195,3 +197,15 @@ class Fragment:
             where=self._storage.where(place),
             remedy="the store is damaged: fetch it again, or remove the fragment and run precompute for its shard",
         )
+
+
+def _is_ours(name: str, member: dict[str, Any]) -> bool:
+    """Whether an array's metadata are what a writer of this format writes, whatever its zstd level."""
+    dtype, _ = TABLE_ARRAYS.get(name, ("uint8", 2))
+    sharded = name not in TABLE_ARRAYS
+    codecs = member["codecs"][0]["configuration"]["codecs"] if sharded else member["codecs"]
+    level = codecs[1]["configuration"]["level"]
+    names, fill = member["dimension_names"], member["fill_value"]
+    return isinstance(level, int) and member == zarr3.array_metadata(
+        member["shape"], dtype, fill, names, level, sharded=sharded
+    )

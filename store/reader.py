@@ -136,6 +136,28 @@ class Store:
         )
 
     @property
+    def storage(self) -> Reading:
+        """Where its objects are."""
+        return self._storage
+
+    @property
+    def files(self) -> dict[str, tuple[int, str]]:
+        """path -> (size, sha256) of the objects outside fragments that it vouches for."""
+        return dict(self._manifest.files)
+
+    @property
+    def fidelity(self) -> dict[str, float]:
+        """How close what is stored is to what the teacher said, over all fragments: means, weighted by samples."""
+        sums: dict[str, float] = {}
+        weights: dict[str, int] = {}
+        for digest, _, n in self.fragments:
+            for name, value in self.fragment(digest).fidelity.items():
+                if name != "samples_compared":
+                    sums[name] = sums.get(name, 0.0) + n * float(value)
+                    weights[name] = weights.get(name, 0) + n
+        return {name: total / weights[name] for name, total in sorted(sums.items())}
+
+    @property
     def fragments(self) -> list[tuple[str, str, int]]:
         """(shard digest, shard name, number of samples), ordered by (name, digest)."""
         return [(e.shard_sha256, e.shard_name, e.samples) for e in self._entries.values()]
