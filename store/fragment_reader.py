@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from typing import Any
 
@@ -27,6 +28,9 @@ from compodistill.store.storage import File, Reading
 from compodistill.store.table import COLUMNS, SIGNALS, Table
 
 TABLE_ARRAYS = {"keys": ("uint8", 2), "digests": ("uint8", 3), "samples": ("int64", 2), "runs": ("int32", 2)}
+
+
+PAYLOADS = re.compile(rf"({'|'.join(SIGNALS)})_[1-9][0-9]{{0,9}}")
 
 
 class Fragment:
@@ -94,6 +98,10 @@ class Fragment:
         except StoreError as e:
             where = f"{self._storage.where(self.path)}/{chunk_path(name, 2)}, key {self.table.keys[i]}"
             raise StoreError(e.what, where=e.where or where, remedy=e.remedy) from e
+
+    def shard_index(self, array: str) -> np.ndarray:
+        """(n, 2) int64 offsets and lengths of a payload array's frames in its object."""
+        return (self._open.get(array) or self._open_shard(array))[1]
 
     def verify(self) -> None:
         """Read every object and compare its size and sha256.
@@ -170,7 +178,7 @@ class Fragment:
                 raise self._damaged("zarr.json", "names other columns than this version knows")
             for name, member in members.items():
                 shape = member["shape"]
-                known = name in TABLE_ARRAYS or name.rpartition("_")[0] in SIGNALS
+                known = name in TABLE_ARRAYS or PAYLOADS.fullmatch(name)
                 if (
                     not known
                     or member["node_type"] != "array"

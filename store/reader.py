@@ -16,7 +16,7 @@ from compodistill.errors import StoreError
 from compodistill.store import manifest as manifests
 from compodistill.store.cache import DEFAULT_LIMIT, CachedStorage
 from compodistill.store.decode import EncodedSample, decode_sample
-from compodistill.store.fragment import DIGEST, GROUPS
+from compodistill.store.fragment import DIGEST, GROUPS, path_of
 from compodistill.store.fragment_reader import Fragment
 from compodistill.store.layout import read_files, read_spec
 from compodistill.store.manifest import Entry, Manifest, entry_of
@@ -95,7 +95,8 @@ def open_store(
         )
     entries: dict[str, Entry] = {}
     for digest in storage.names(GROUPS) or []:
-        if DIGEST.fullmatch(digest):
+        # without its zarr.json a fragment is not published: an upload that was broken, or is going on
+        if DIGEST.fullmatch(digest) and storage.exists(f"{path_of(digest)}/zarr.json"):
             entries[digest] = entry_of(Fragment(storage, digest), spec)
     return Store(storage, Manifest(spec, read_files(storage), entries), sealed=False)
 

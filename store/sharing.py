@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from compodistill.errors import MismatchError, StoreError, UsageError
 from compodistill.store.compare import same_content
@@ -136,11 +137,14 @@ def copy(source: Store, url: str, *, only: Iterable[str] = (), on_object: Progre
         fragment = source.fragment(digest)
         root = f"{path_of(digest)}/zarr.json"
         if not target.exists(root):
-            for path, (size, sha256) in fragment.objects.items():
-                _copy_object(source.storage, target, f"{fragment.path}/{path}", size, sha256)
-                on_object(f"{fragment.path}/{path}", size)
-            _copy_object(source.storage, target, root, fragment.metadata_size, fragment.metadata_sha256)
-        elif target.read(root, 2**26) != source.storage.read(root, 2**26):
+            with target.building(digest) as directory:
+                for path, (size, sha256) in fragment.objects.items():
+                    _write(directory / path, _checked(source.storage, f"{fragment.path}/{path}", size, sha256))
+                    on_object(f"{fragment.path}/{path}", size)
+                vouched = fragment.metadata_size, fragment.metadata_sha256
+                _write(directory / "zarr.json", _checked(source.storage, root, *vouched))
+                target.publish(directory, fragment.path)
+        if target.read(root, 2**26) != source.storage.read(root, 2**26):
             raise StoreError("the target holds another result for this shard", where=target.where(root))
     StoreWriter(target, source.info.spec).seal(chosen)
     return len(chosen)
@@ -163,6 +167,11 @@ def merge(sources: Iterable[Store], url: str, on_object: Progress = lambda path,
     for source in sources:
         copy(source, url, on_object=on_object)
     return open_store(url).info.n_fragments
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
 
 
 def _copy_object(source: Reading, target: Storage, path: str, size: int, sha256: str) -> None:

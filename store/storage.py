@@ -107,6 +107,7 @@ class LocalFile:
     """An open object, read at any offset; safe to share between forked processes (pread keeps no position)."""
 
     def __init__(self, path: Path) -> None:
+        self._fd = -1
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
 
@@ -130,7 +131,7 @@ class LocalStorage:
         self.url = str(root)
 
     def where(self, path: str) -> str:
-        return str(self.root / path)
+        return f"{self.root}/{path}"
 
     def exists(self, path: str) -> bool:
         return (self.root / path).is_file()
