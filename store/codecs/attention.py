@@ -98,7 +98,7 @@ def row_steps(scales: np.ndarray) -> np.ndarray:
 def decode(payload: bytes | np.ndarray, shape: tuple[int, int, int], codec: str) -> np.ndarray:
     """(G, Q, V) float32 of a payload."""
     if codec == "lossless":
-        return typed(unpack(payload, 1)[0], "<f4", shape, "values").astype(np.float32)
+        return _exact(payload, shape).astype(np.float32)
     parts = sections(payload, shape)
     n_0, n_1, _ = parts.lengths
     codes = np.unpackbits(parts.above_1, count=n_0)
@@ -121,7 +121,7 @@ def decode_torch(payload: bytes | np.ndarray, shape: tuple[int, int, int], codec
         return torch.index_select(bits_of_byte, 0, to_device(packed).flatten().int()).view(-1)[:count]
 
     if codec == "lossless":
-        return to_device(typed(unpack(payload, 1)[0], "<f4", shape, "values"))
+        return to_device(_exact(payload, shape))
     parts = sections(payload, shape)
     n_groups, n_queries, n_visual = shape
     bits_of_byte = to_device(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).bool()
@@ -182,6 +182,13 @@ def sections(payload: bytes | np.ndarray, shape: tuple[int, int, int]) -> Sectio
     if n_2 and rest.max() > 252:
         raise StoreError("the attention payload has a code that is too large")
     return Sections(table, steps_GQ, lengths, above_0, above_1, above_2, rest)
+
+
+def _exact(payload: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    values = typed(unpack(payload, 1)[0], "<f4", shape, "values")
+    if not np.isfinite(values).all():
+        raise StoreError("the attention payload contains NaN or infinity")
+    return values
 
 
 def _ones(packed: np.ndarray, n_bits: int) -> int:
