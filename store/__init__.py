@@ -5,8 +5,17 @@ writer.seal(digests)                          store = open_store(path); store[ke
 """
 
 from compodistill.store.reader import Store, open_store
-from compodistill.store.signals import Logits, SampleSignals
+from compodistill.store.signals import Logits, SampledLogits, SampleSignals
 from compodistill.store.spec import StoreSpec, TeacherInfo
 from compodistill.store.writer import create_store
 
-__all__ = ["Logits", "SampleSignals", "Store", "StoreSpec", "TeacherInfo", "create_store", "open_store"]
+__all__ = [
+    "Logits",
+    "SampleSignals",
+    "SampledLogits",
+    "Store",
+    "StoreSpec",
+    "TeacherInfo",
+    "create_store",
+    "open_store",
+]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compodistill.errors import StoreError
-from compodistill.store.codecs import attention, logits
-from compodistill.store.signals import Logits, SampleSignals
+from compodistill.store.codecs import attention, logits, sampled
+from compodistill.store.signals import Logits, SampledLogits, SampleSignals
 from compodistill.store.spec import StoreSpec
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class EncodedSample:
     codec: str
     n_groups: int
     top_k: int
+    draws: int
     vocab_size: int
     logits_payload: np.ndarray
     attention_payload: np.ndarray
@@ -45,10 +46,12 @@ class EncodedSample:
         return self.n_groups, len(self.query_positions), len(self.visual_positions)
 
 
-def decode_logits(encoded: EncodedSample) -> Logits:
-    """The top-k logits of a sample."""
+def decode_logits(encoded: EncodedSample) -> Logits | SampledLogits:
+    """The logits of a sample: `SampledLogits` in a store of draws."""
     shape = len(encoded.supervised_positions), encoded.top_k
     try:
+        if encoded.draws:
+            return sampled.decode(encoded.logits_payload, shape[0], encoded.draws, encoded.vocab_size)
         return logits.decode(encoded.logits_payload, shape, encoded.codec, encoded.vocab_size)
     except StoreError as e:
         raise StoreError(e.what, where=encoded.where) from e

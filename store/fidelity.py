@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compodistill.store.codecs import attention, logits
-from compodistill.store.signals import Logits, SampleSignals
+from compodistill.store.signals import Logits, SampledLogits, SampleSignals
 from compodistill.store.spec import StoreSpec
 
 
@@ -32,7 +32,7 @@ class Fidelity:
     """Collects figures of a fragment, from every sample of `lossless` and every 8th otherwise."""
 
     def __init__(self, spec: StoreSpec, every: int = 8) -> None:
-        self._spec, self._every, self._n = spec, every, 0
+        self._spec, self._every, self._n, self._compared = spec, every, 0, 0
         self._kl: list[np.ndarray] = []
         self._tail: list[np.ndarray] = []
         self._cosine: list[np.ndarray] = []
@@ -40,23 +40,25 @@ class Fidelity:
     def add(self, signals: SampleSignals, logits_payload: bytes, attention_payload: bytes) -> None:
         """Decode the payloads of a sample and compare."""
         self._n += 1
-        self._tail.append(-np.expm1(np.minimum(logits.kept_mass(signals.logits.logprobs), 0)))
+        exact, spec = signals.logits, self._spec
+        if not isinstance(exact, SampledLogits):  # draws are stored as they are
+            self._tail.append(-np.expm1(np.minimum(logits.kept_mass(exact.logprobs), 0)))
         if (self._n - 1) % self._every:
             return
-        spec = self._spec
-        stored = logits.decode(logits_payload, signals.logits.ids.shape, spec.codec, spec.vocab_size)
-        self._kl.append(kl_to_stored(signals.logits, stored))
+        self._compared += 1
+        if not isinstance(exact, SampledLogits):
+            stored = logits.decode(logits_payload, exact.ids.shape, spec.codec, spec.vocab_size)
+            self._kl.append(kl_to_stored(exact, stored))
         if attention_payload:
             decoded = attention.decode(attention_payload, signals.attention.shape, spec.codec)
             self._cosine.append(row_cosines(signals.attention, decoded))
 
     def summary(self) -> dict[str, float | int]:
         """Rounded, so that the last bit of a mean does not make two workers' fragments differ."""
-        found: dict[str, float | int] = {
-            "samples_compared": len(self._kl),
-            "tail_mass_mean": _rounded(np.concatenate(self._tail).mean()),
-            "logits_kl_mean": _rounded(np.concatenate(self._kl).mean()),
-        }
+        found: dict[str, float | int] = {"samples_compared": self._compared}
+        if self._tail:
+            found["tail_mass_mean"] = _rounded(np.concatenate(self._tail).mean())
+            found["logits_kl_mean"] = _rounded(np.concatenate(self._kl).mean())
         if self._cosine:
             cosine = np.concatenate(self._cosine)
             if len(cosine):

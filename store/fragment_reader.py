@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from typing import Any
 
@@ -23,10 +24,13 @@ from compodistill.store.fragment import (
     path_of,
 )
 from compodistill.store.spec import FORMAT, FORMAT_VERSION
-from compodistill.store.storage import LocalFile, LocalStorage
+from compodistill.store.storage import File, Reading
 from compodistill.store.table import COLUMNS, SIGNALS, Table
 
 TABLE_ARRAYS = {"keys": ("uint8", 2), "digests": ("uint8", 3), "samples": ("int64", 2), "runs": ("int32", 2)}
+
+
+PAYLOADS = re.compile(rf"({'|'.join(SIGNALS)})_[1-9][0-9]{{0,9}}")
 
 
 class Fragment:
@@ -44,7 +48,7 @@ class Fragment:
 
     def __init__(
         self,
-        storage: LocalStorage,
+        storage: Reading,
         shard_digest: str,
         vouched: tuple[int, str] | None = None,
         path: str | None = None,
@@ -68,7 +72,7 @@ class Fragment:
             raise e if e.where else self._damaged("", e.what) from e
         if len(self.table) != attributes["samples"]:
             raise self._damaged("zarr.json", "counts another number of samples than the table has")
-        self._open: dict[str, tuple[LocalFile, np.ndarray]] = {}
+        self._open: dict[str, tuple[File, np.ndarray]] = {}
         self._local = threading.local()
 
     @property
@@ -94,6 +98,10 @@ class Fragment:
         except StoreError as e:
             where = f"{self._storage.where(self.path)}/{chunk_path(name, 2)}, key {self.table.keys[i]}"
             raise StoreError(e.what, where=e.where or where, remedy=e.remedy) from e
+
+    def shard_index(self, array: str) -> np.ndarray:
+        """(n, 2) int64 offsets and lengths of a payload array's frames in its object."""
+        return (self._open.get(array) or self._open_shard(array))[1]
 
     def verify(self) -> None:
         """Read every object and compare its size and sha256.
@@ -123,7 +131,7 @@ class Fragment:
             self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=2**31 - 2**20)
         return self._local.decompressor
 
-    def _open_shard(self, name: str) -> tuple[LocalFile, np.ndarray]:
+    def _open_shard(self, name: str) -> tuple[File, np.ndarray]:
         path = chunk_path(name, 2)
         size, _ = self._object(path)
         n, bucket = self._members[name]["shape"]
@@ -170,7 +178,7 @@ class Fragment:
                 raise self._damaged("zarr.json", "names other columns than this version knows")
             for name, member in members.items():
                 shape = member["shape"]
-                known = name in TABLE_ARRAYS or name.rpartition("_")[0] in SIGNALS
+                known = name in TABLE_ARRAYS or PAYLOADS.fullmatch(name)
                 if (
                     not known
                     or member["node_type"] != "array"
@@ -179,13 +187,15 @@ class Fragment:
                     raise self._damaged("zarr.json", f"describes an array {name!r} this version does not know")
                 if name not in TABLE_ARRAYS and len(shape) != 2:
                     raise self._damaged("zarr.json", f"describes an array {name!r} of the wrong shape")
+                if not _is_ours(name, member):
+                    raise self._damaged("zarr.json", f"gives the array {name!r} codecs or a layout it may not have")
             paths = {chunk_path(n, len(m["shape"])) for n, m in members.items()} | {f"{n}/zarr.json" for n in members}
             objects = {path: (int(size), str(sha)) for path, (size, sha) in attributes["objects"].items()}
             if set(objects) != paths or not all(DIGEST.fullmatch(sha) for _, sha in objects.values()):
                 raise self._damaged("zarr.json", "lists other objects than its arrays have")
             skipped = [(str(key), str(reason)) for key, reason in attributes.get("skipped", [])]
             return members, attributes | {"objects": objects, "skipped": skipped}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise self._damaged("zarr.json", f"is not a fragment's metadata ({type(e).__name__}: {e})") from e
 
     def _damaged(self, path: str, what: str) -> StoreError:
@@ -195,3 +205,15 @@ class Fragment:
             where=self._storage.where(place),
             remedy="the store is damaged: fetch it again, or remove the fragment and run precompute for its shard",
         )
+
+
+def _is_ours(name: str, member: dict[str, Any]) -> bool:
+    """Whether an array's metadata are what a writer of this format writes, whatever its zstd level."""
+    dtype, _ = TABLE_ARRAYS.get(name, ("uint8", 2))
+    sharded = name not in TABLE_ARRAYS
+    codecs = member["codecs"][0]["configuration"]["codecs"] if sharded else member["codecs"]
+    level = codecs[1]["configuration"]["level"]
+    names, fill = member["dimension_names"], member["fill_value"]
+    return isinstance(level, int) and member == zarr3.array_metadata(
+        member["shape"], dtype, fill, names, level, sharded=sharded
+    )

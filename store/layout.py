@@ -10,12 +10,12 @@ from compodistill.errors import StoreError, UsageError
 from compodistill.store.fragment import DIGEST
 from compodistill.store.manifest import safe
 from compodistill.store.spec import FORMAT, FORMAT_VERSION, StoreSpec
-from compodistill.store.storage import LocalStorage
+from compodistill.store.storage import Reading
 
 MAX_BYTES = 2**26
 
 
-def read_spec(storage: LocalStorage) -> StoreSpec:
+def read_spec(storage: Reading) -> StoreSpec:
     """The spec in the root group's metadata.
 
     Raises:
@@ -39,7 +39,7 @@ def read_spec(storage: LocalStorage) -> StoreSpec:
         raise StoreError(f"the store's metadata are damaged ({type(e).__name__})", where=where) from e
 
 
-def read_files(storage: LocalStorage) -> dict[str, tuple[int, str]]:
+def read_files(storage: Reading) -> dict[str, tuple[int, str]]:
     """path -> (size, sha256) of the teacher's files, as their writer listed them; empty if there are none."""
     if not storage.exists("teacher.json"):
         return {}

@@ -17,6 +17,7 @@ from compodistill.errors import StoreError
 
 LAYOUT = 1
 FILL = 255
+WORTH_A_CUT = 8192
 
 
 def pack(sections: Sequence[np.ndarray]) -> bytes:
@@ -30,6 +31,14 @@ def pack(sections: Sequence[np.ndarray]) -> bytes:
         parts += [data, bytes(-len(data) % 4)]
     parts[0] = header.tobytes()
     return b"".join(parts)
+
+
+def cuts(payload: bytes) -> list[int]:
+    """Offsets at which large sections of a payload start: a compressor does well to start anew there."""
+    n_sections = payload[1]
+    lengths = np.frombuffer(payload, "<u4", n_sections, 4).astype(np.int64)
+    starts = 4 * (1 + n_sections) + np.concatenate([[0], (lengths + -lengths % 4).cumsum()])
+    return [int(start) for start, n in zip(starts[:-1], lengths, strict=True) if n >= WORTH_A_CUT]
 
 
 def unpack(payload: bytes | memoryview | np.ndarray, n_sections: int) -> list[np.ndarray]:
@@ -64,3 +73,19 @@ def typed(section: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) ->
     if len(section) != expected:
         raise StoreError(f"section {name} has {len(section)} bytes, {expected} expected")
     return section.view(dtype).reshape(shape)
+
+
+def planes(values: np.ndarray, n: int = 0) -> np.ndarray:
+    """(P, ...) uint8: the bytes of integers from 0 to 2**32 - 1, the lowest first; as many as needed if n is 0."""
+    n = n or max(1, (int(values.max()).bit_length() + 7) // 8)
+    return np.stack([values >> 8 * i & 255 for i in range(n)]).astype("u1")
+
+
+def joined(section: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """int64 of planes of bytes; how many there are follows from the section's length."""
+    size = max(1, int(np.prod(shape)))
+    planes = typed(section, "u1", (max(1, min(4, len(section) // size)), *shape), name)
+    joined = planes[0].astype(np.int64)
+    for i, plane in enumerate(planes[1:], start=1):
+        joined |= plane.astype(np.int64) << 8 * i
+    return joined

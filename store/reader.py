@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ import numpy as np
 
 from compodistill.errors import StoreError
 from compodistill.store import manifest as manifests
+from compodistill.store.cache import DEFAULT_LIMIT, CachedStorage
 from compodistill.store.decode import EncodedSample, decode_sample
-from compodistill.store.fragment import DIGEST, GROUPS
+from compodistill.store.fragment import DIGEST, GROUPS, path_of
 from compodistill.store.fragment_reader import Fragment
 from compodistill.store.layout import read_files, read_spec
 from compodistill.store.manifest import Entry, Manifest, entry_of
 from compodistill.store.signals import SampleSignals
 from compodistill.store.spec import StoreSpec
-from compodistill.store.storage import LocalStorage
+from compodistill.store.storage import LocalStorage, Reading, readable_storage
 
 __all__ = ["EncodedSample", "Store", "StoreInfo", "open_store"]
 
@@ -47,24 +49,35 @@ class StoreInfo:
     provenance: dict[str, Any]
 
 
-def open_store(url: str | Path, *, allow_partial: bool = False) -> Store:
+def open_store(
+    url: str | Path,
+    *,
+    allow_partial: bool = False,
+    cache_dir: str | Path | None = None,
+    cache_bytes: int = DEFAULT_LIMIT,
+) -> Store:
     """Open a store for reading.
 
     Args:
+        url: a local path, s3://, gs://, az://, https:// or hf://.
+        cache_dir, cache_bytes: where, and up to which size, parts of a remote store are kept.
         allow_partial: read an unsealed store, or a sealed one of which fragments are missing.
 
     Raises:
         UsageError: there is no store here.
         StoreError: the store is not sealed, incomplete or damaged.
     """
-    storage = LocalStorage(url)
+    storage = readable_storage(url)
+    if cache_dir is not None and not isinstance(storage, LocalStorage):
+        storage = CachedStorage(storage, cache_dir, cache_bytes)
     spec = read_spec(storage)
     if storage.exists(manifests.NAME):
         where = storage.where(manifests.NAME)
         manifest = manifests.load(storage.read(manifests.NAME, manifests.MAX_BYTES), where)
         _check_root(storage, manifest)
-        there = set(storage.names(GROUPS))
-        missing = [e for d, e in manifest.entries.items() if d not in there]
+        there = storage.names(GROUPS)  # None: the server cannot list, so what is missing is found when it is read
+        listed = set(manifest.entries if there is None else there)
+        missing = [e for d, e in manifest.entries.items() if d not in listed]
         if missing and not allow_partial:
             raise StoreError(
                 f"{len(missing)} of {len(manifest.entries)} fragments are missing",
@@ -81,13 +94,14 @@ def open_store(url: str | Path, *, allow_partial: bool = False) -> Store:
             remedy="let precompute finish, or allow a partial store (--allow-partial)",
         )
     entries: dict[str, Entry] = {}
-    for digest in storage.names(GROUPS):
-        if DIGEST.fullmatch(digest):
+    for digest in storage.names(GROUPS) or []:
+        # without its zarr.json a fragment is not published: an upload that was broken, or is going on
+        if DIGEST.fullmatch(digest) and storage.exists(f"{path_of(digest)}/zarr.json"):
             entries[digest] = entry_of(Fragment(storage, digest), spec)
     return Store(storage, Manifest(spec, read_files(storage), entries), sealed=False)
 
 
-def _check_root(storage: LocalStorage, manifest: Manifest) -> None:
+def _check_root(storage: Reading, manifest: Manifest) -> None:
     for path, (size, sha256) in manifest.files.items():
         if not path.startswith("teacher/"):
             data = storage.read(path, size)
@@ -98,15 +112,16 @@ def _check_root(storage: LocalStorage, manifest: Manifest) -> None:
 class Store:
     """An open store, read-only. Can be sent to other processes: it opens its files anew there."""
 
-    def __init__(self, storage: LocalStorage, manifest: Manifest, *, sealed: bool) -> None:
+    def __init__(self, storage: Reading, manifest: Manifest, *, sealed: bool) -> None:
         self._storage, self._manifest, self._sealed = storage, manifest, sealed
         entries = sorted(manifest.entries.values(), key=lambda e: (e.shard_name, e.shard_sha256))
         self._entries = {e.shard_sha256: e for e in entries}
         self._open: OrderedDict[str, Fragment] = OrderedDict()
         self._owner: dict[str, list[str]] | None = None
+        self._teacher: tempfile.TemporaryDirectory[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict(), "_owner": None}
+        return self.__dict__ | {"_open": OrderedDict(), "_owner": None, "_teacher": None}
 
     @property
     def info(self) -> StoreInfo:
@@ -120,6 +135,28 @@ class Store:
             self._manifest.content_sha256 if self._sealed else "",
             self._manifest.provenance,
         )
+
+    @property
+    def storage(self) -> Reading:
+        """Where its objects are."""
+        return self._storage
+
+    @property
+    def files(self) -> dict[str, tuple[int, str]]:
+        """path -> (size, sha256) of the objects outside fragments that it vouches for."""
+        return dict(self._manifest.files)
+
+    @property
+    def fidelity(self) -> dict[str, float]:
+        """How close what is stored is to what the teacher said, over all fragments: means, weighted by samples."""
+        sums: dict[str, float] = {}
+        weights: dict[str, int] = {}
+        for digest, _, n in self.fragments:
+            for name, value in self.fragment(digest).fidelity.items():
+                if name != "samples_compared":
+                    sums[name] = sums.get(name, 0.0) + n * float(value)
+                    weights[name] = weights.get(name, 0) + n
+        return {name: total / weights[name] for name, total in sorted(sums.items())}
 
     @property
     def fragments(self) -> list[tuple[str, str, int]]:
@@ -175,6 +212,7 @@ class Store:
             spec.codec,
             len(spec.groups),
             spec.top_k,
+            spec.draws,
             spec.vocab_size,
             np.frombuffer(fragment.payload(i, "logits"), np.uint8),
             np.frombuffer(fragment.payload(i, "attention"), np.uint8),
@@ -206,8 +244,9 @@ class Store:
         files = {p: v for p, v in self._manifest.files.items() if p.startswith("teacher/")}
         if not files:
             raise StoreError("the store has no teacher files", where=self._storage.url)
+        root = self._storage.root if isinstance(self._storage, LocalStorage) else self._fetched(files)
         for path, (size, sha256) in files.items():
-            target = self._storage.root / path
+            target = root / path
             try:
                 with target.open("rb") as f:
                     found = target.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()
@@ -215,7 +254,17 @@ class Store:
                 raise StoreError("a teacher file is missing", where=str(target)) from e
             if found != (size, sha256):
                 raise StoreError("a teacher file is not what the manifest vouches for", where=str(target))
-        return self._storage.root / "teacher"
+        return root / "teacher"
+
+    def _fetched(self, files: dict[str, tuple[int, str]]) -> Path:
+        """A temporary directory with the teacher's files of a remote store; it lasts as long as the store is open."""
+        if self._teacher is None:
+            self._teacher = tempfile.TemporaryDirectory(prefix="cdist-teacher-")
+            for path, (size, _) in files.items():
+                target = Path(self._teacher.name) / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self._storage.read(path, size))
+        return Path(self._teacher.name)
 
     def _owners(self) -> dict[str, list[str]]:
         if self._owner is None:

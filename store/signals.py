@@ -25,6 +25,24 @@ class Logits:
 
 
 @dataclass
+class SampledLogits:
+    """Ids drawn with replacement from the distribution of each of A supervised tokens, for unbiased distillation.
+
+    counts / draws is an unbiased estimate of the probabilities, so -sum(counts / draws * log q) one of the whole
+    cross-entropy (arXiv 2503.16870).
+
+    Attributes:
+        ids: (A, N) int32, the distinct ids of each row ordered by (count descending, id ascending); -1 beyond them.
+        counts: (A, N) int32, how often each was drawn; 0 beyond them.
+        lse: (A,) float32, log-sum-exp of the raw logits.
+    """
+
+    ids: np.ndarray
+    counts: np.ndarray
+    lse: np.ndarray
+
+
+@dataclass
 class SampleSignals:
     """All signals of one sample.
 
@@ -34,7 +52,7 @@ class SampleSignals:
         supervised_positions: (A,) int32, strictly increasing; the logits are those that predict these tokens.
         query_positions: (Q,) int32, strictly increasing: where the kept rows of the attention stand.
         visual_positions: (V,) int32, strictly increasing: where its columns stand.
-        logits: see `Logits`.
+        logits: `Logits`, or `SampledLogits` in a store of draws.
         attention: (G, Q, V) float32, head-averaged and group-averaged; V = 0 in text-only samples.
         groups: (first, last) teacher layer of each of the G groups, both included; set by readers.
     """
@@ -44,56 +62,83 @@ class SampleSignals:
     supervised_positions: np.ndarray
     query_positions: np.ndarray
     visual_positions: np.ndarray
-    logits: Logits
+    logits: Logits | SampledLogits
     attention: np.ndarray
     groups: list[tuple[int, int]] = field(default_factory=list)
 
 
-def check_signals(signals: SampleSignals, *, n_groups: int, top_k: int, vocab_size: int) -> None:
+def check_signals(signals: SampleSignals, *, n_groups: int, top_k: int, draws: int, vocab_size: int) -> None:
     """Refuse signals that are not what the store promises: shapes, dtypes, order, ranges, NaN.
 
     Raises:
         StoreError: names the field and what is wrong with it.
     """
-
-    def refuse(name: str, what: str) -> None:
-        raise StoreError(f"{name} {what}", where=f"key {signals.key}")
-
+    check = _Checks(signals.key)
     for name in ("supervised_positions", "query_positions", "visual_positions"):
         positions = getattr(signals, name)
         if positions.ndim != 1 or positions.dtype != np.int32:
-            refuse(name, f"must be one-dimensional int32, is {positions.dtype}{positions.shape}")
+            check.refuse(name, f"must be one-dimensional int32, is {positions.dtype}{positions.shape}")
         if len(positions) and (positions[0] < 0 or (np.diff(positions) <= 0).any()):
-            refuse(name, "must be non-negative and strictly increasing")
+            check.refuse(name, "must be non-negative and strictly increasing")
     n = len(signals.supervised_positions)
     if n == 0:
-        refuse("supervised_positions", "are empty: the sample supervises nothing")
-    logits = signals.logits
-    for name, array, shape, dtype in (
-        ("logits.ids", logits.ids, (n, top_k), np.int32),
-        ("logits.logprobs", logits.logprobs, (n, top_k), np.float32),
-        ("logits.lse", logits.lse, (n,), np.float32),
-        (
-            "attention",
-            signals.attention,
-            (n_groups, len(signals.query_positions), len(signals.visual_positions)),
-            np.float32,
-        ),
-    ):
-        if array.shape != shape or array.dtype != dtype:
-            refuse(name, f"must be {np.dtype(dtype)}{shape}, is {array.dtype}{array.shape}")
-    if logits.ids.min() < 0 or logits.ids.max() >= vocab_size:
-        refuse("logits.ids", f"reach outside the vocabulary of {vocab_size}")
-    if (np.diff(np.sort(logits.ids, axis=1), axis=1) == 0).any():
-        refuse("logits.ids", "repeat an id within a row")
-    if not (np.isfinite(logits.logprobs).all() and np.isfinite(logits.lse).all()):
-        refuse("logits", "contain NaN or infinity")
-    if logits.logprobs.max() > 1e-3 or (np.diff(logits.logprobs, axis=1) > 0).any():
-        refuse("logits.logprobs", "must be log-probabilities in descending order")
+        check.refuse("supervised_positions", "are empty: the sample supervises nothing")
+    shape = n_groups, len(signals.query_positions), len(signals.visual_positions)
+    check.array("attention", signals.attention, shape, np.float32)
     # NaN fails both comparisons
     attention = signals.attention
     if attention.size and not (attention.min() >= 0 and attention.max() <= 1.001):
-        refuse("attention", "must lie in 0..1 (NaN, infinity or a negative value found)")
+        check.refuse("attention", "must lie in 0..1 (NaN, infinity or a negative value found)")
+    if isinstance(signals.logits, SampledLogits) != (draws > 0):
+        check.refuse("logits", "must be draws in a store of draws, and top-k in one of top-k")
+    check.array("logits.lse", signals.logits.lse, (n,), np.float32)
+    if not np.isfinite(signals.logits.lse).all():
+        check.refuse("logits", "contain NaN or infinity")
+    if isinstance(signals.logits, SampledLogits):
+        _check_draws(check, signals.logits, n, draws, vocab_size)
+    else:
+        _check_top_k(check, signals.logits, (n, top_k), vocab_size)
+
+
+class _Checks:
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def refuse(self, name: str, what: str) -> None:
+        raise StoreError(f"{name} {what}", where=f"key {self._key}")
+
+    def array(self, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: type) -> None:
+        if array.shape != shape or array.dtype != dtype:
+            self.refuse(name, f"must be {np.dtype(dtype)}{shape}, is {array.dtype}{array.shape}")
+
+
+def _check_top_k(check: _Checks, logits: Logits, shape: tuple[int, int], vocab_size: int) -> None:
+    check.array("logits.ids", logits.ids, shape, np.int32)
+    check.array("logits.logprobs", logits.logprobs, shape, np.float32)
+    if logits.ids.min() < 0 or logits.ids.max() >= vocab_size:
+        check.refuse("logits.ids", f"reach outside the vocabulary of {vocab_size}")
+    if (np.diff(np.sort(logits.ids, axis=1), axis=1) == 0).any():
+        check.refuse("logits.ids", "repeat an id within a row")
+    if not np.isfinite(logits.logprobs).all():
+        check.refuse("logits", "contain NaN or infinity")
+    if logits.logprobs.max() > 1e-3 or (np.diff(logits.logprobs, axis=1) > 0).any():
+        check.refuse("logits.logprobs", "must be log-probabilities in descending order")
+
+
+def _check_draws(check: _Checks, logits: SampledLogits, n: int, draws: int, vocab_size: int) -> None:
+    shape = n, logits.ids.shape[-1]
+    check.array("logits.ids", logits.ids, shape, np.int32)
+    check.array("logits.counts", logits.counts, shape, np.int32)
+    drawn = logits.counts > 0
+    if logits.counts.min() < 0 or (logits.counts.sum(1) != draws).any():
+        check.refuse("logits.counts", f"must add up to {draws} draws in each row")
+    if (np.diff(logits.counts, axis=1) > 0).any() or (logits.ids[~drawn] != -1).any():
+        check.refuse("logits.counts", "must descend along the row, with id -1 where they are 0")
+    if logits.ids[drawn].min() < 0 or logits.ids.max() >= vocab_size:
+        check.refuse("logits.ids", f"reach outside the vocabulary of {vocab_size}")
+    ordered = np.sort(logits.ids, axis=1)
+    if ((np.diff(ordered, axis=1) == 0) & (ordered[:, 1:] >= 0)).any():
+        check.refuse("logits.ids", "repeat an id within a row")
 
 
 def check_digest(digest: dict[str, str | int], key: str) -> None:

@@ -14,7 +14,7 @@ FORMAT = "cdist-store"
 FORMAT_VERSION = 1
 
 Codec = Literal["lossless", "fine", "compact"]
-Rows = Literal["all", "visual", "text", "answer"]
+Rows = Literal["all", "visual", "text", "answer", "pooled"]
 
 
 class TeacherInfo(BaseModel):
@@ -33,10 +33,11 @@ class StoreSpec(BaseModel):
     """The settings of a store.
 
     Attributes:
-        rows: which queries' attention is kept.
+        rows: which queries' attention is kept; `pooled` is one row a group, see `compodistill.store.pooled`.
         groups: (first, last) teacher layer of each attention group, both included.
         per_layer: one group per understanding layer, for students of any depth.
         top_k: logits kept per supervised token.
+        draws: 0, or so many ids drawn from the teacher's distribution are kept in place of the top_k most likely.
         codec: how signals are coded, see docs/format.md.
         vocab_size: every id is below it.
         fingerprint: named digests of all that determines the signals.
@@ -49,6 +50,7 @@ class StoreSpec(BaseModel):
     groups: list[tuple[int, int]]
     per_layer: bool = False
     top_k: int = Field(64, ge=1, le=65_536)
+    draws: int = Field(0, ge=0, le=65_536)
     codec: Codec = "compact"
     vocab_size: int = Field(ge=1, le=2**31 - 1)
     fingerprint: dict[str, str]

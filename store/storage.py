@@ -1,4 +1,4 @@
-"""Where a store's objects are: the few operations the store needs, on the local disk.
+"""Where a store's objects are: the few operations the store needs, and these on the local disk.
 
 Paths are relative, with `/`. Nothing is ever overwritten by `create` and `publish`; what they made is on the disk
 (fsync of file and directory) when they return.
@@ -14,18 +14,100 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
-from compodistill.errors import StoreError
+from compodistill.errors import StoreError, UsageError
 
 BUILDING = ".building"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
+
+
+class File(Protocol):
+    """An open object, read at any offset."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Reading(Protocol):
+    """What reading a store needs of the place it is at; `LocalStorage` says what each operation does."""
+
+    url: str
+
+    def where(self, path: str) -> str: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def open(self, path: str) -> File: ...
+
+    def read(self, path: str, limit: int) -> bytes: ...
+
+    def names(self, path: str) -> list[str] | None: ...
+
+
+class Storage(Reading, Protocol):
+    """What writing needs beyond."""
+
+    def is_empty(self) -> bool: ...
+
+    def create(self, path: str, data: bytes) -> bool: ...
+
+    def replace(self, path: str, data: bytes) -> None: ...
+
+    def building(self, name: str) -> AbstractContextManager[Path]: ...
+
+    def publish(self, directory: Path, path: str) -> bool: ...
+
+    def clean(self) -> None: ...
+
+    def probe(self) -> bool: ...
+
+
+def writable_storage(url: str | Path) -> Storage:
+    """The place a URL names, for writing: a local path or object storage.
+
+    Raises:
+        UsageError: the scheme is unknown or can only be read.
+    """
+    from compodistill.store import remote
+
+    scheme = scheme_of(url)
+    if not scheme:
+        return LocalStorage(url)
+    if scheme in remote.SCHEMES and not scheme.startswith("http"):
+        return remote.ObjectStorage(str(url))
+    raise UsageError(
+        f"a store cannot be written to {scheme}://", where=str(url), remedy="use a local path, s3://, gs:// or az://"
+    )
+
+
+def readable_storage(url: str | Path) -> Reading:
+    """The place a URL names, for reading: also web servers, and what fsspec knows, such as hf://."""
+    from compodistill.store import remote
+    from compodistill.store.fsspec_storage import FsspecStorage
+
+    scheme = scheme_of(url)
+    if not scheme:
+        return LocalStorage(url)
+    return remote.ObjectStorage(str(url)) if scheme in remote.SCHEMES else FsspecStorage(str(url))
+
+
+def scheme_of(url: str | Path) -> str:
+    """s3 of s3://bucket/store; empty for paths."""
+    head, separator, _ = str(url).partition("://")
+    return head if separator else ""
 
 
 class LocalFile:
     """An open object, read at any offset; safe to share between forked processes (pread keeps no position)."""
 
     def __init__(self, path: Path) -> None:
+        self._fd = -1
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
 
@@ -49,7 +131,7 @@ class LocalStorage:
         self.url = str(root)
 
     def where(self, path: str) -> str:
-        return str(self.root / path)
+        return f"{self.root}/{path}"
 
     def exists(self, path: str) -> bool:
         return (self.root / path).is_file()
@@ -75,6 +157,20 @@ class LocalStorage:
                 return sorted(e.name for e in entries if e.is_dir())
         except FileNotFoundError:
             return []
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there, or nothing but builds.
+
+        Raises:
+            UsageError: the place is a file.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError("the store's place is a file", where=self.url, remedy="name another place")
+        return not self.root.is_dir() or all(p.name == BUILDING for p in self.root.iterdir())
+
+    def probe(self) -> bool:
+        """Whether create-if-absent holds between several writers: it does where hard links can be made."""
+        return True
 
     def create(self, path: str, data: bytes) -> bool:
         """Create an object with this content; False (and nothing changed) if there is one already."""

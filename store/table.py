@@ -62,7 +62,8 @@ def from_runs(runs: np.ndarray) -> np.ndarray:
     """Positions (int32) of runs."""
     if len(runs) == 0:
         return np.zeros(0, np.int32)
-    return np.concatenate([np.arange(a, a + n, dtype=np.int32) for a, n in runs.tolist()])
+    ranges = [np.arange(a, a + n, dtype=np.int32) for a, n in runs.tolist()]
+    return ranges[0] if len(ranges) == 1 else np.concatenate(ranges)
 
 
 class TableBuilder:

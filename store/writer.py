@@ -19,24 +19,32 @@ from compodistill.store.fragment_writer import FragmentBuilder
 from compodistill.store.layout import read_files, read_spec
 from compodistill.store.manifest import Entry, Manifest, entry_of
 from compodistill.store.spec import FORMAT, FORMAT_VERSION, StoreSpec, require_same, versions
-from compodistill.store.storage import LocalStorage
+from compodistill.store.storage import LocalStorage, Storage, writable_storage
 
 __all__ = ["StoreWriter", "create_store"]
 
 
-def create_store(url: str | Path, spec: StoreSpec) -> StoreWriter:
+def create_store(url: str | Path, spec: StoreSpec, *, concurrent: bool = False) -> StoreWriter:
     """Open a store for writing; made if it does not exist, extended or resumed if it does.
+
+    Args:
+        url: a local path, s3://, gs:// or az://.
+        concurrent: others write to it at the same time; needs a place where create-if-absent holds.
 
     Raises:
         MismatchError: the store exists and is of another spec; names each field that differs.
         UsageError: the place holds something that is not a store.
     """
-    storage = LocalStorage(url)
-    if storage.root.exists() and not storage.root.is_dir():
-        raise UsageError("the store's place is a file", where=storage.url, remedy="name another place")
+    storage = writable_storage(url)
+    if concurrent and not storage.probe():
+        raise UsageError(
+            "this object storage ignores conditional writes, so several writers could overwrite one another",
+            where=storage.url,
+            remedy="write with one worker, or to a local disk and push the store when it is sealed",
+        )
     attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": spec.model_dump(mode="json")}
     if not storage.exists("zarr.json"):
-        if storage.root.is_dir() and any(p.name != ".building" for p in storage.root.iterdir()):
+        if not storage.is_empty():
             raise UsageError(
                 "the store's place is not empty and not a store", where=storage.url, remedy="name another place"
             )
@@ -63,7 +71,7 @@ class FragmentWriter:
 class StoreWriter:
     """A store open for writing. Many processes may write to one store, one fragment each at a time."""
 
-    def __init__(self, storage: LocalStorage, spec: StoreSpec) -> None:
+    def __init__(self, storage: Storage, spec: StoreSpec) -> None:
         self._storage, self.spec = storage, spec
 
     def finished(self, shard_digest: str) -> bool:

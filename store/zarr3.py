@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import google_crc32c
@@ -69,9 +70,16 @@ def array_metadata(
     }
 
 
-def compress(data: bytes, level: int) -> bytes:
-    """One zstd frame with content size and checksum."""
-    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True).compress(data)
+def compress(data: bytes, level: int, cuts: Sequence[int] = ()) -> bytes:
+    """One zstd frame with content size and checksum; a block starts at each cut, where another kind of data does."""
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+    if not cuts:
+        return compressor.compress(data)
+    frame = compressor.compressobj(size=len(data))
+    parts = []
+    for start, end in pairwise([0, *cuts, len(data)]):
+        parts += [frame.compress(data[start:end]), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*parts, frame.flush()])
 
 
 def decompress(

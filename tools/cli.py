@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The whole story on a bundled tiny world, with a report."),
     "shards": ("shards", "Build and check input shards."),
     "precompute": ("precompute", "Run the teacher once over shards and write its signals to a store."),
+    "store": ("store", "Look at, verify, compare, join, copy and describe stores."),
     "train": ("train", "Distil a student from a store, shards and a small language model."),
     "evaluate": ("evaluate", "Score a model on files of questions."),
     "export": ("export", "Write a student in the form other tools load."),
