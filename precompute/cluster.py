@@ -86,7 +86,8 @@ class OnWorkers:
         from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
 
-        waiting, suspects = iter(items), []
+        waiting = iter(items)
+        suspects: list[T] = []
         running: dict[Future, tuple[T, int]] = {}
         done = as_completed(loop=self._client.loop)
 

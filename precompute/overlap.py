@@ -30,7 +30,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterato
 
 
 @contextmanager
-def behind(function: Callable[[T], object], depth: int) -> Iterator[Callable[[T], None]]:
+def behind(function: Callable[[T], object], depth: int) -> Iterator[Callable[[T], object]]:
     """A function that calls `function` later, in order, with at most `depth` calls outstanding; 0 calls it at once.
 
     All calls are done when the block ends; the first that failed raises there, or at a later call.

@@ -66,8 +66,9 @@ class FragmentBuilder:
         check_digest(signals.digest, signals.key)
         shapes = {"n_groups": len(spec.groups), "top_k": spec.top_k, "draws": spec.draws}
         check_signals(signals, vocab_size=spec.vocab_size, **shapes)
-        draws = isinstance(signals.logits, SampledLogits)
-        payloads = [sampled.encode(signals.logits) if draws else logits.encode(signals.logits, spec.codec)]
+        kept = signals.logits
+        coded = sampled.encode(kept) if isinstance(kept, SampledLogits) else logits.encode(kept, spec.codec)
+        payloads = [coded]
         payloads.append(attention.encode(signals.attention, spec.codec) if signals.attention.size else b"")
         self._fidelity.add(signals, *payloads)
         positions = [signals.supervised_positions, signals.query_positions, signals.visual_positions]

@@ -50,7 +50,7 @@ class StoreSpec(BaseModel):
     groups: list[tuple[int, int]]
     per_layer: bool = False
     top_k: int = Field(64, ge=1, le=65_536)
-    draws: int = Field(0, ge=0, le=65_536)
+    draws: int = Field(default=0, ge=0, le=65_536)
     codec: Codec = "compact"
     vocab_size: int = Field(ge=1, le=2**31 - 1)
     fingerprint: dict[str, str]

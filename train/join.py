@@ -17,6 +17,7 @@ from compodistill.errors import CdistError, MismatchError
 from compodistill.shards import ShardIndex, index_shard, read_sample
 from compodistill.store.decode import decode_attention, decode_logits
 from compodistill.store.reader import EncodedSample, Store
+from compodistill.store.signals import Logits
 from compodistill.tokens import Tokens, collate, tokenize
 from compodistill.train.order import NOTHING, WINDOW
 from compodistill.train.step import Targets
@@ -134,7 +135,7 @@ class Collator:
             "labels_A": torch.cat([t.labels[p] for t, p in zip(tokens, supervised, strict=True)]),
         }
         if "logits" in self._signals:
-            logits = [decode_logits(j.signals) for j in batch]
+            logits = [_top_k(j.signals) for j in batch]
             out["ids_AK"] = torch.cat([torch.from_numpy(x.ids).long() for x in logits])
             out["logprobs_AK"] = torch.cat([torch.from_numpy(x.logprobs) for x in logits])
             if not counted:
@@ -167,6 +168,22 @@ class BatchReader(Dataset[Any]):
             return self.collator([self.dataset[i] for i in (numbers if counted else [0])], counted=counted)
         except CdistError as error:
             return error
+
+
+def _top_k(signals: EncodedSample) -> Logits:
+    """The teacher's top-k of a sample.
+
+    Raises:
+        MismatchError: the store keeps draws from the teacher's distribution, which no loss reads yet.
+    """
+    logits = decode_logits(signals)
+    if not isinstance(logits, Logits):
+        raise MismatchError(
+            "the store keeps ids drawn from the teacher's distribution, the KL term needs the most likely ones",
+            where=signals.where,
+            remedy="use a store written with top-k logits",
+        )
+    return logits
 
 
 def to_targets(batch: dict[str, Any], device: torch.device) -> Targets:

@@ -145,7 +145,9 @@ def _load_vision(student: PreTrainedModel, teacher_dir: Path) -> None:
             remedy="write the store again with this version of cdist",
         )
     student.load_state_dict(weights, strict=False)
-    if newline is not None and fetched:  # it stands among the projector's outputs, so it goes the same way at first
+    if newline is not None and isinstance(
+        adapter, FetchedAdapter
+    ):  # it stands among the projector's outputs, so it goes the same way at first
         with torch.no_grad():
             student.get_parameter(NEWLINE).copy_(adapter.student(newline))
 

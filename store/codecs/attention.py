@@ -68,13 +68,15 @@ def encode(attention_GQV: np.ndarray, codec: str) -> bytes:
         positive.append(codes_VQ.tobytes().translate(None, b"\0"))
     centroids = _middles()[:N_CENTROIDS]
     np.divide(sums - counts * ROUNDING, counts, out=centroids, where=counts >= 16, casting="unsafe")
-    codes = b"".join(positive)
-    more = codes.translate(None, b"\1")
+    joined = b"".join(positive)
+    more = joined.translate(None, b"\1")
     rest = more.translate(bytes((i - 3) % 256 for i in range(256)), b"\2")
-    lengths = np.array([len(codes), len(more), len(rest)], "<u4")
+    lengths = np.array([len(joined), len(more), len(rest)], "<u4")
     scales = np.stack([scales_GQ & 255, scales_GQ >> 8]).astype(np.uint8)
-    above_1, above_2 = (np.packbits(np.frombuffer(x, np.uint8) > i) for i, x in ((1, codes), (2, more)))
-    return pack([scales, centroids.astype("<f4"), lengths, np.stack(above_0), above_1, above_2, rest])
+    above_1, above_2 = (np.packbits(np.frombuffer(x, np.uint8) > i) for i, x in ((1, joined), (2, more)))
+    return pack(
+        [scales, centroids.astype("<f4"), lengths, np.stack(above_0), above_1, above_2, np.frombuffer(rest, np.uint8)]
+    )
 
 
 def row_scales(slice_QV: np.ndarray, codec: str) -> np.ndarray:

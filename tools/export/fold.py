@@ -85,6 +85,8 @@ def widen_to(plain: PreTrainedModel, family: Family, middle: int) -> None:
     """Give the projector of a plain model a hidden layer of another width, as the exported modelling file does."""
     projector = projector_of(plain)
     first, last = projector.get_submodule(family.first or ""), projector.get_submodule(family.last)
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
     bias = last.bias is not None
     projector.set_submodule(family.first or "", nn.Linear(first.in_features, middle, bias=first.bias is not None))
     projector.set_submodule(family.last, nn.Linear(middle, last.out_features, bias=bias))
