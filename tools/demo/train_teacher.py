@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -69,6 +69,8 @@ CURRICULUM = (
     Stage(0.60, "compare", (2, 3), (comparing, comparing, finding), scale=4),
     Stage(1.00, "", (3,), turns={"recognition": 2, "composition": 4, "localisation": 2}),
 )
+# Once relations hold, a second round from a high learning rate on what is still missing: what goes with what.
+REVISION = (Stage(1.00, "", (3,), (finding, comparing), {"recognition": 3, "composition": 4}),)
 TEACHER_SEED = 7_000  # apart from the small seeds people give to worlds
 
 
@@ -185,7 +187,7 @@ class Conversations:
         for _ in range(size * stage.scale):
             row = draws.pick(self.rows[draws.pick(stage.objects)])
             scene = self.scenes[row]
-            if stage.drills:
+            if stage.drills and not (stage.turns and draws.coin()):
                 parts = [draws.pick(stage.drills)(scene, draws)]
             else:
                 questions = ask(scene, draws, stage.turns)
@@ -243,10 +245,13 @@ def train_language(
     steps: int,
     lr: float,
     batch: int,
+    curriculum: Sequence[Stage] = CURRICULUM,
+    first: int = 0,
 ) -> None:
     """Trains projector and language model on the answers, along the curriculum.
 
     Args:
+        first: number of the first step, which decides what is drawn.
         features: (scenes, V, D) what the vision tower gives for each scene. The tower rests: the first, wild
             gradients through a random language model would undo what it has learnt.
     """
@@ -255,10 +260,10 @@ def train_language(
     adam, schedule = optimiser(parameters, lr, steps, warmup=100)
     started, losses = time.process_time(), list[float]()
     marks: dict[str, list[bool]] = {}
-    stages = iter(CURRICULUM)
+    stages = iter(curriculum)
     stage = next(stages)
     for step in range(steps):
-        rows, kinds, inputs = data.batch(step, batch, stage)
+        rows, kinds, inputs = data.batch(first + step, batch, stage)
         visual_BVD = body.multi_modal_projector(features[rows])
         images = {"image": BaseModelOutputWithPooling(pooler_output=list(visual_BVD))}
         labels = inputs.pop("labels")[:, 1:]
@@ -281,8 +286,8 @@ def train_language(
             accuracy = {kind: round(float(np.mean(m)), 3) for kind, m in sorted(marks.items())}
             log(
                 phase="language",
-                stage=CURRICULUM.index(stage),
-                step=step + 1,
+                stage=curriculum.index(stage),
+                step=first + step + 1,
                 loss=round(float(np.mean(losses)), 4),
                 accuracy=accuracy,
                 cpu_seconds=round(time.process_time() - started, 1),
@@ -321,6 +326,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=12_000, help="training scenes")
     parser.add_argument("--vision-steps", type=int, default=700)
     parser.add_argument("--steps", type=int, default=3_200)
+    parser.add_argument("--revision", type=int, default=1_300, help="steps of the second round")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=12, help="scenes a step")
     args = parser.parse_args()
@@ -360,6 +366,10 @@ def main() -> None:
     data = Conversations(processor, scenes, (*seed, 2))
     features = encode(model, pixels).clone()
     train_language(model, features, data, log, steps=args.steps, lr=args.lr, batch=args.batch)
+    train_language(
+        *(model, features, data, log),
+        **{"steps": args.revision, "lr": args.lr, "batch": args.batch, "curriculum": REVISION, "first": args.steps},
+    )
     minutes = {"wall": round((time.time() - started) / 60, 2), "cpu": round((time.process_time() - cpu) / 60, 2)}
 
     model.eval()
