@@ -113,6 +113,8 @@ def _attention(
     tap = _open_tap if _open_tap is not None and _open_tap.wants(module) else None
     if tap is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if torch.is_autocast_enabled(query.device.type):  # SDPA casts its inputs under autocast; a bare kernel does not
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def command(out: Path, seed: int, scenes: int, steps: int | None) -> None:
     from compodistill.tools.demo.run import Plan, run_demo
     from compodistill.tools.demo.show import print_table, write_report
 
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # lines appear as they come, piped too
     if out.exists():
         raise UsageError(f"{out} exists already", remedy="remove it, or choose another --out")
     start = time.monotonic()
