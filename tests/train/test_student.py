@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import llava_processor, samples, save_llava, text_config, tokenizer
 from transformers import (
     AutoModelForImageTextToText,
@@ -19,6 +20,8 @@ from compodistill.errors import MismatchError, UsageError
 from compodistill.precompute.run import PassOptions, precompute
 from compodistill.store.reader import open_store
 from compodistill.tokens import collate, tokenize
+from compodistill.train.recipes import load_recipe
+from compodistill.train.run import train
 from compodistill.train.student import Student, freeze_all_but
 from compodistill.train.student_classes import FetchedAdapter
 
@@ -165,3 +168,21 @@ def test_training_needs_no_teacher_directory_and_never_imports_precompute(root, 
         assert not info["missing_keys"]
         assert (tmp_path / "out" / stage / "processor_config.json").is_file()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dft", "dpt", "sft"]
+
+
+def test_lora_of_a_recipe_trains_and_leaves_full_weights(root, tmp_path):
+    overrides = ["lora.rank=2", "lora.alpha=4", "save_every=0", "stages.dft.learning_rate=0.01"]
+    overrides += [f"stages.{s}.{x}" for s in ("dpt", "dft") for x in ("max_steps=2", "batch_size=3")]
+    recipe = load_recipe("compodistill", overrides=overrides)
+    shards, store = [root / "shard.tar"], open_store(root / "store")
+    train(store, shards, root / "llm", tmp_path / "out", recipe, stages=["dpt", "dft"])
+    before, after = (load_file(tmp_path / "out" / s / "model.safetensors") for s in ("dpt", "dft"))
+    assert before.keys() == after.keys()
+    changed = {n: after[n] - before[n] for n in before if not torch.equal(before[n], after[n])}
+    low_rank = [difference for n, difference in changed.items() if ".layers." in n]
+    assert len(low_rank) == 7 * 4  # every linear layer of the decoder
+    assert all(int(torch.linalg.matrix_rank(d, rtol=1e-3)) <= 2 for d in low_rank)
+    assert {n for n in changed if ".layers." not in n} == {
+        "model.multi_modal_projector.student.weight",
+        "model.multi_modal_projector.student.bias",
+    }

@@ -1,12 +1,16 @@
 """Every family's student: one DFT step equals its online twin; it saves, loads and generates as any other model."""
 
+import json
+
 import pytest
 import torch
-from student_families import LAYERS, TEACHERS, make_student
+from families import FAMILIES as FAMILIES_CAPTURED
+from student_families import LAYERS, SHAPE, TEACHERS, make_student, teacher_files
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, Qwen2Config
 
 from compodistill.attention import tap_attention, use_tappable_attention
+from compodistill.errors import MismatchError, UsageError
 from compodistill.groups import layer_groups, understanding_layers
 from compodistill.models import PROJECTORS
 from compodistill.train.recipes import Losses, Stage
@@ -142,8 +146,6 @@ def test_student_saves_loads_and_generates_as_an_ordinary_model(family, adapter,
 
 @pytest.mark.parametrize("family", [f for f in TEACHERS if not f.startswith("paligemma")])
 def test_text_alone_goes_through_the_student_as_through_its_language_model(family, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     _, student = make_student(family, tmp_path)
     text = AutoModelForCausalLM.from_pretrained(tmp_path / "llm").eval()
     ids = torch.arange(20, 40)[None]
@@ -151,6 +153,52 @@ def test_text_alone_goes_through_the_student_as_through_its_language_model(famil
         torch.testing.assert_close(
             student.eval()(input_ids=ids).logits, text(input_ids=ids).logits, rtol=1e-4, atol=1e-4
         )
+
+
+def language_model(path, config):
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_rotary_sections_are_the_teachers_and_frequencies_the_language_models(family, tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    teacher = teacher_files(TEACHERS[family]().model, tmp_path / "teacher")
+    llm = language_model(tmp_path / "llm", Qwen2Config(**SHAPE, rope_parameters=rope))
+    parameters = build_student(teacher, llm).config.text_config.rope_parameters
+    assert (parameters["mrope_section"], parameters["rope_theta"]) == ([1, 1, 2], 5e5)
+    twice = language_model(tmp_path / "twice", Qwen2Config(**{**SHAPE, "num_attention_heads": 1}))
+    assert build_student(teacher, twice).config.text_config.rope_parameters["mrope_section"] == [2, 2, 4]
+    odd = language_model(tmp_path / "odd", Qwen2Config(**{**SHAPE, "hidden_size": 24}))
+    with pytest.raises(MismatchError, match=r"mrope_section \[1, 1, 2\] .* head_dim 12") as caught:
+        build_student(teacher, odd)
+    assert "head_dim is the teacher's" in caught.value.remedy
+
+
+def test_text_part_of_a_qwen_vl_is_taken_as_a_language_model(tmp_path):
+    model = TEACHERS["qwen2_5_vl"]().model
+    teacher = teacher_files(model, tmp_path / "teacher")
+    model.config.text_config.save_pretrained(tmp_path / "text")
+    assert json.loads((tmp_path / "text" / "config.json").read_text())["model_type"] == "qwen2_5_vl_text"
+    assert build_student(teacher, tmp_path / "text").config.text_config.num_hidden_layers == 8
+
+
+@pytest.mark.parametrize(
+    ("family", "takes"), [("qwen2_5_vl", "qwen2 or qwen2_5_vl_text"), ("paligemma", "gemma or gemma2")]
+)
+def test_language_model_of_another_type_is_refused_where_the_class_cannot_hold_it(family, takes, tmp_path):
+    teacher = teacher_files(TEACHERS[family]().model, tmp_path / "teacher")
+    llm = language_model(tmp_path / "llm", LlamaConfig(**SHAPE))
+    with pytest.raises(MismatchError, match=f"of type {takes}, this one is llama"):
+        build_student(teacher, llm)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl"])
+def test_teacher_without_a_student_class_is_refused_with_those_there_are(family, tmp_path):
+    teacher = teacher_files(FAMILIES_CAPTURED[family]().model, tmp_path / "teacher")
+    with pytest.raises(UsageError, match=f"no student class for a teacher of type '{family}'") as caught:
+        build_student(teacher, language_model(tmp_path / "llm", LlamaConfig(**SHAPE)))
+    assert "qwen2_5_vl" in caught.value.remedy
 
 
 def test_every_family_of_the_table_is_tested():

@@ -68,25 +68,26 @@ def test_every_family_exports_to_its_plain_class_where_the_shapes_allow(family, 
     assert (tmp_path / "out" / "modeling_cdist.py").exists() != plain
 
 
-@pytest.mark.parametrize(
-    ("width", "adapter", "own_code"),
-    [
-        (NARROW, "fetched", True),
-        (AS_WIDE_AS_THE_TEACHER, "fetched", False),
-        (WIDER, "fetched", False),
-        (NARROW, "own", False),
-    ],
-)
-def test_exported_directory_loads_without_cdist_and_gives_the_students_logits(tmp_path, width, adapter, own_code):
-    student_dir = saved_student(tmp_path, width, adapter)
-    done = export(student_dir, tmp_path / "out")
-    assert done.own_code == own_code
-    assert max(done.verified.image, done.verified.text) < 1e-4
-    student = load_model(student_dir)
-    image_inputs, text_inputs = probes(student.processor, student.model)
-    torch.save([image_inputs, text_inputs], tmp_path / "inputs.pt")
-    with torch.no_grad():
-        expected = [student.model(**i).logits for i in (image_inputs, text_inputs)]
+FORMS = {  # width of the student, adapter, whether the directory needs its own code
+    "with-its-code": (NARROW, "fetched", True),
+    "as-wide": (AS_WIDE_AS_THE_TEACHER, "fetched", False),
+    "widened": (WIDER, "fetched", False),
+    "own-projector": (NARROW, "own", False),
+}
+
+
+def test_exported_directories_load_without_cdist_and_give_the_students_logits(tmp_path):
+    expected = {}
+    for form, (width, adapter, own_code) in FORMS.items():
+        student_dir = saved_student(tmp_path / form, width, adapter)
+        done = export(student_dir, tmp_path / form / "out")
+        assert done.own_code == own_code
+        assert max(done.verified.image, done.verified.text) < 1e-4
+        student = load_model(student_dir)
+        inputs = probes(student.processor, student.model)
+        torch.save(inputs, tmp_path / "inputs.pt")
+        with torch.no_grad():
+            expected[form] = [student.model(**i).logits for i in inputs]
     script = textwrap.dedent(f"""
         import sys, torch
         class Refuse:
@@ -95,21 +96,23 @@ def test_exported_directory_loads_without_cdist_and_gives_the_students_logits(tm
                     raise ModuleNotFoundError(name)
         sys.meta_path.insert(0, Refuse())
         from transformers import AutoModelForImageTextToText, AutoProcessor
-        root = {str(tmp_path)!r}
-        model = AutoModelForImageTextToText.from_pretrained(root + "/out", trust_remote_code={own_code})
-        processor = AutoProcessor.from_pretrained(root + "/out")
-        assert processor.chat_template
-        with torch.no_grad():
-            torch.save([model(**i).logits for i in torch.load(root + "/inputs.pt")], root + "/logits.pt")
-        out = model.generate(**torch.load(root + "/inputs.pt")[0], max_new_tokens=2, do_sample=False)
+        torch.set_num_threads(1)
+        inputs = torch.load("inputs.pt")
+        for form, (_, _, own_code) in {FORMS!r}.items():
+            model = AutoModelForImageTextToText.from_pretrained(form + "/out", trust_remote_code=own_code)
+            assert AutoProcessor.from_pretrained(form + "/out").chat_template
+            with torch.no_grad():
+                torch.save([model(**i).logits for i in inputs], form + ".logits")
+            model.generate(**inputs[0], max_new_tokens=2, do_sample=False)
     """)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(tmp_path / "m")}
     done_there = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
     )
     assert done_there.returncode == 0, done_there.stderr
-    for ours, theirs in zip(expected, torch.load(tmp_path / "logits.pt"), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    for form, logits in expected.items():
+        for ours, theirs in zip(logits, torch.load(tmp_path / f"{form}.logits"), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
 def test_lora_is_merged(tmp_path):
