@@ -30,13 +30,13 @@ def ahead(function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterato
 
 
 @contextmanager
-def behind(function: Callable[[T], object], depth: int) -> Iterator[Callable[[T], None]]:
+def behind(function: Callable[[T], object], depth: int) -> Iterator[Callable[[T], object]]:
     """A function that calls `function` later, in order, with at most `depth` calls outstanding; 0 calls it at once.
 
     All calls are done when the block ends; the first that failed raises there, or at a later call.
     """
     if depth == 0:
-        yield lambda item: function(item) and None
+        yield function
         return
     pool, pending = ThreadPoolExecutor(1, "behind"), deque[Future[object]]()
 
