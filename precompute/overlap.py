@@ -36,7 +36,7 @@ def behind(function: Callable[[T], object], depth: int) -> Iterator[Callable[[T]
     All calls are done when the block ends; the first that failed raises there, or at a later call.
     """
     if depth == 0:
-        yield lambda item: function(item) and None
+        yield function
         return
     pool, pending = ThreadPoolExecutor(1, "behind"), deque[Future[object]]()
 
