@@ -39,7 +39,7 @@ class Plan:
 
     scenes: int = 1000
     questions: int = 100
-    steps: dict[str, int] = field(default_factory=lambda: {"dpt": 100, "dft": 600, "sft": 200})
+    steps: dict[str, int] = field(default_factory=lambda: {"dpt": 60, "dft": 450, "sft": 120})
     batch_size: int = 16
     learning_rate: float = 2e-3
     seed: int = 0
