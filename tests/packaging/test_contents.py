@@ -26,3 +26,7 @@ def test_the_demo_models_travel_with_the_package(file: str) -> None:
 
 def test_the_report_template_travels_with_the_package() -> None:
     assert files("compodistill.tools.report").joinpath("templates", "report.html").is_file()
+
+
+def test_modelling_template_of_exports_travels_with_the_package() -> None:
+    assert files("compodistill.tools.export").joinpath("modeling_cdist.template").is_file()
