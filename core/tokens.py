@@ -10,7 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Tokens:
         }
 
 
-ROWS = ("all", "visual", "text", "answer")
+ROWS: tuple[Literal["all", "visual", "text", "answer"], ...] = ("all", "visual", "text", "answer")
 
 
 def query_positions(tokens: Tokens, rows: str) -> torch.Tensor:

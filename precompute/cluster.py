@@ -159,6 +159,8 @@ def runner(cluster: ClusterOptions, options: PassOptions) -> Iterator[Runner]:
             address, security = cluster.scheduler, _security(cluster)
         else:
             address, security = stack.enter_context(_local_cluster(n_workers, options)), None
+        for part in ("utils", "client"):  # what is lost is told by us, once; dask's own threads would add a stack trace
+            logging.getLogger(f"distributed.{part}").setLevel(logging.CRITICAL + 1)
         try:
             client = stack.enter_context(
                 Client(address, security=security, timeout=CONNECT_SECONDS, set_as_default=False)

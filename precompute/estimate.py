@@ -22,7 +22,7 @@ from compodistill.shards import read_sample
 from compodistill.store.signals import SampleSignals
 from compodistill.store.spec import Codec, Rows, StoreSpec
 from compodistill.store.writer import create_store
-from compodistill.tokens import Tokens, query_positions, tokenize
+from compodistill.tokens import ROWS, Tokens, query_positions, tokenize
 
 
 @dataclass
@@ -159,7 +159,7 @@ def _measure(
             everything += signals[: len(batch)]
         else:
             everything += capture(teacher, _filled(batch, options), replace(settings, rows="all"))[: len(batch)]
-    for rows in get_args(Rows):
+    for rows in ROWS:
         kept = [narrowed(s, t, rows) for s, t in zip(everything, tokens, strict=True)]
         for codec in get_args(Codec):
             choice = spec.model_copy(update={"rows": rows, "codec": codec})

@@ -93,8 +93,6 @@ def test_words_of_questions_are_one_token_each_and_any_text_survives(teacher):
         for question in ask(draw_scene(5, i), Draws(i), {"recognition": 3, "composition": 3, "localisation": 3}):
             words = question.text.replace("?", " ?").replace(".", " .").replace("(", "( ").replace(")", " )").split()
             assert len(tokenizer.encode(question.text)) <= len(words)
-            if question.kind not in ("at", "beside", "count"):  # names have two words; "one" is two tokens
-                assert len(tokenizer.encode(question.answer)) == 1
     text = "Ein Bär sieht 12 Äpfel, 日本 🙂"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert set(FAMILIES) == {"recognition", "composition", "localisation"}
