@@ -14,7 +14,7 @@ FORMAT = "cdist-store"
 FORMAT_VERSION = 1
 
 Codec = Literal["lossless", "fine", "compact"]
-Rows = Literal["all", "visual", "text", "answer", "pooled"]
+Rows = Literal["all", "visual", "text", "answer"]
 
 
 class TeacherInfo(BaseModel):
@@ -46,7 +46,7 @@ class StoreSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: Rows = "all"
+    rows: Rows | Literal["pooled"] = "all"
     groups: list[tuple[int, int]]
     per_layer: bool = False
     top_k: int = Field(64, ge=1, le=65_536)
