@@ -8,6 +8,7 @@ teacher sees means anything, but its attention has the statistics, and its logit
 from __future__ import annotations
 
 import copy
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -106,3 +107,10 @@ def save_student(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeni
         student.state_dict()[name].copy_(kept[".".join(parts)])
     student.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    language, words = language_model()
+    save_teacher(out / "teacher", language, words)
+    save_student(out / "student-llm", language, words)

@@ -16,8 +16,6 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from models import language_model, save_student, save_teacher
-
 HERE = Path(__file__).parent
 STEPS, BATCH = 10, 2
 
@@ -44,11 +42,9 @@ def main() -> None:
     out.mkdir(parents=True)
 
     print("assembling teacher and student around SmolLM2-135M-Instruct", flush=True)
-    model, tokenizer = language_model()
-    save_teacher(out / "teacher", model, tokenizer)
-    save_student(out / "student-llm", model, tokenizer)
-    layers = model.config.num_hidden_layers // 2
-    del model
+    # in a process of its own: a child's peak memory, as the system counts it, begins with that of its parent
+    subprocess.run([sys.executable, HERE / "models.py", out], check=True)
+    layers = json.loads((out / "student-llm/config.json").read_text())["num_hidden_layers"]
 
     spec = find_spec("skimage")
     assert spec is not None, "scikit-image is not installed: pip install 'compodistill[bench]'"
