@@ -159,14 +159,16 @@ class LocalStorage:
             return []
 
     def is_empty(self) -> bool:
-        """Whether nothing is there, or nothing but builds.
+        """Whether nothing is there, or nothing but builds and the root object another writer is about to make.
 
         Raises:
             UsageError: the place is a file.
         """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError("the store's place is a file", where=self.url, remedy="name another place")
-        return not self.root.is_dir() or all(p.name == BUILDING for p in self.root.iterdir())
+        if not self.root.is_dir():
+            return True
+        return all(p.name == BUILDING or p.name.startswith(".zarr.json.") for p in self.root.iterdir())
 
     def probe(self) -> bool:
         """Whether create-if-absent holds between several writers: it does where hard links can be made."""

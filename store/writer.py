@@ -44,7 +44,8 @@ def create_store(url: str | Path, spec: StoreSpec, *, concurrent: bool = False) 
         )
     attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": spec.model_dump(mode="json")}
     if not storage.exists("zarr.json"):
-        if not storage.is_empty():
+        # asked again: another writer may have made the store in between, which is then what the place holds
+        if not storage.is_empty() and not storage.exists("zarr.json"):
             raise UsageError(
                 "the store's place is not empty and not a store", where=storage.url, remedy="name another place"
             )

@@ -38,8 +38,8 @@ class Plan:
     """
 
     scenes: int = 1000
-    questions: int = 100
-    steps: dict[str, int] = field(default_factory=lambda: {"dpt": 60, "dft": 450, "sft": 120})
+    questions: int = 60
+    steps: dict[str, int] = field(default_factory=lambda: {"dpt": 50, "dft": 400, "sft": 100})
     batch_size: int = 16
     learning_rate: float = 2e-3
     seed: int = 0
